@@ -1,0 +1,95 @@
+"""One Settings for server and dashboard, read from the environment and from `.env`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+MEBIBYTE = 1 << 20
+
+ReaderMode = Literal["local", "api", "openai", "dummy"]
+
+
+class Colormap(StrEnum):
+    """Colours of the Grad-CAM overlay: two perceptually uniform maps and the familiar rainbow."""
+
+    INFERNO = "inferno"
+    VIRIDIS = "viridis"
+    JET = "jet"
+
+
+class Settings(BaseSettings):
+    """Every setting of the project; unsafe or unknown values are refused when it is made."""
+
+    model_config = SettingsConfigDict(
+        env_file=PROJECT_ROOT / ".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    medgemma_mode: ReaderMode = Field("local", description="Second reader: local, api, openai or dummy.")
+    medgemma_fallback: Annotated[tuple[ReaderMode, ...], NoDecode] = Field(
+        ("dummy",), description="Readers tried in this order when the one asked for cannot run, separated by commas."
+    )
+
+    cxr_weights: str = Field(
+        "embedded",
+        min_length=1,
+        description="CNN weights: embedded, a TorchXRayVision DenseNet by name, or a folder with card.json.",
+    )
+    cxr_weights_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="Refuse to start unless the weights file has this SHA-256."
+    )
+    cnn_device: Literal["auto", "mps", "cuda", "cpu"] = Field(
+        "auto", description="Device of the CNN; auto takes MPS, then CUDA, then CPU."
+    )
+    cnn_engine: Literal["auto", "pytorch"] = Field("auto", description="Inference engine of the CNN.")
+    cnn_mirror_check: bool = Field(
+        True, description="Read each film a second time, mirrored, and ask for review when a finding does not hold."
+    )
+    heatmap_colormap: Colormap = Field(Colormap.INFERNO, description="Colours of the overlay: inferno, viridis or jet.")
+
+    backend_host: str = Field("127.0.0.1", description="Address on which `make run` serves the API.")
+    backend_port: int = Field(8000, ge=1, le=65535, description="Port on which `make run` serves the API.")
+    dashboard_port: int = Field(8501, ge=1, le=65535, description="Port on which `make run` serves the dashboard.")
+    backend_url: str | None = Field(
+        None, description="Where the dashboard finds the API; by default built from host and port."
+    )
+    dashboard_timeout_s: float = Field(
+        600.0, gt=0, description="How long the dashboard waits for an analysis, in seconds."
+    )
+
+    max_upload_mb: int = Field(50, ge=1, le=1024, description="Largest upload, in MiB.")
+    max_megapixels: int = Field(40, ge=1, le=400, description="Largest image, in millions of pixels.")
+    max_concurrent_analyses: int = Field(2, ge=1, le=64, description="Films analysed at the same time.")
+    max_queued_analyses: int = Field(8, ge=0, le=1024, description="Films waiting beyond those; further ones get 503.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("medgemma_fallback", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cxr_weights_sha256", "backend_url", mode="before")
+    @classmethod
+    def _empty_means_unset(cls, value: object) -> object:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Largest upload, in bytes."""
+        return self.max_upload_mb * MEBIBYTE
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest image, in pixels."""
+        return self.max_megapixels * 1_000_000
+
+    @property
+    def api_url(self) -> str:
+        """Base address of the API as the dashboard reaches it, without a trailing slash."""
+        if self.backend_url:
+            return self.backend_url.rstrip("/")
+        host = "127.0.0.1" if self.backend_host in ("0.0.0.0", "::") else self.backend_host
+        return f"http://[{host}]:{self.backend_port}" if ":" in host else f"http://{host}:{self.backend_port}"
