@@ -51,7 +51,7 @@ _BY_KEY = {name.casefold(): name for name in NAMES}
 
 
 def canonical_name(label: str) -> str | None:
-    """Return the display name for a label as data files write it (`Pleural_Thickening`), or None if it is not one of the 14."""
+    """Return the display name for a label as data files write it (`Pleural_Thickening`), or None for any other."""
     return _BY_KEY.get(label.strip().replace("_", " ").casefold())
 
 
