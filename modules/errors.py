@@ -13,7 +13,9 @@ AssistantError
 │       ├── NotAChestRadiograph
 │       ├── InvertedGreyscale
 │       └── RotatedFilm
-└── Busy                          the queue is full, or the models are still loading
+├── InvalidSymptoms               the symptoms are too long
+├── ReaderUnavailable             a second reader cannot run or failed; the analysis goes on without it
+└── Busy                          the queue is full
 
 `code` is stable: clients may branch on it. `str(error)` is written for the person who sent the film and says what
 to do; it never holds a name, a header value of a patient or a path of the server.
@@ -100,6 +102,18 @@ class RotatedFilm(GateRefusal):
     """The film looks like a chest radiograph turned by 90, 180 or 270 degrees."""
 
     code = "rotated_film"
+
+
+class InvalidSymptoms(AssistantError):
+    """The symptoms cannot be used as they were sent."""
+
+    code = "invalid_request"
+
+
+class ReaderUnavailable(AssistantError):
+    """A second reader cannot run, or failed; its text is the reason that the answer gives."""
+
+    code = "reader_unavailable"
 
 
 class Busy(AssistantError):

@@ -109,29 +109,49 @@ class GridToImage(Record):
 
 @dataclass(frozen=True, eq=False)
 class CnnPrediction:
-    """Calibrated output of the CNN for one film; K = 14, in the order of `pathologies.NAMES`."""
+    """What one forward pass gives for one film; K = 14 pathologies, in the order of `pathologies.NAMES`."""
 
-    probabilities: FloatArray  # (K,)
-    log_odds: FloatArray  # (K,), of the calibrated probabilities
+    logits: FloatArray  # (K,), of the network, before calibration
+    log_odds: FloatArray  # (K,), calibrated
     thresholds: FloatArray  # (K,), operating points on the calibrated probabilities
     sufficient_data: tuple[bool, ...]  # K; False: too few positive validation patients
-    maps: FloatArray  # (K, h, w), Grad-CAM before its ReLU, in calibrated log-odds per cell
+    features: FloatArray  # (C, h, w), the tensor that enters the global average pooling
+    classifier_weight: FloatArray  # (K, C)
+    calibration_slope: FloatArray  # (K,), log-odds = slope · logit + intercept
     grid_to_image: GridToImage
     mirrored_log_odds: FloatArray | None = None  # (K,), of the mirrored film, when it was read too
 
     def __post_init__(self) -> None:
-        k = len(NAMES)
-        if not (self.probabilities.shape == self.log_odds.shape == self.thresholds.shape == (k,)):
-            raise ValueError(f"a prediction holds {k} probabilities, log-odds and thresholds")
-        if len(self.sufficient_data) != k or self.maps.ndim != 3 or self.maps.shape[0] != k:
-            raise ValueError(f"a prediction holds {k} maps and {k} marks of sufficient data")
+        k, channels = len(NAMES), self.features.shape[0]
+        vectors = (self.logits, self.log_odds, self.thresholds, self.calibration_slope)
+        if any(v.shape != (k,) for v in vectors) or len(self.sufficient_data) != k:
+            raise ValueError(f"logits, log-odds, thresholds, slopes and marks of sufficient data: {k} of each")
+        if self.features.ndim != 3 or self.classifier_weight.shape != (k, channels):
+            raise ValueError(f"features (C, h, w) and weights ({k}, C) do not fit")
         if self.mirrored_log_odds is not None and self.mirrored_log_odds.shape != (k,):
-            raise ValueError(f"a prediction holds {k} mirrored log-odds")
+            raise ValueError(f"{k} mirrored log-odds, or none")
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """Calibrated probabilities (K,)."""
+        return np.asarray(1.0 / (1.0 + np.exp(-self.log_odds)), np.float32)
 
     @property
     def detected(self) -> tuple[bool, ...]:
         """Whether each probability reaches its operating point."""
         return tuple(bool(d) for d in self.probabilities >= self.thresholds)
+
+    @property
+    def ranking(self) -> tuple[int, ...]:
+        """Indices of the pathologies, the one that stands highest above its operating point (in log-odds) first.
+
+        Labels with sufficient data come before the others. A ranking by probability would always favour the common
+        findings.
+        """
+        with np.errstate(divide="ignore"):  # a threshold of 1 is never reached: its log-odds are infinite
+            margins = self.log_odds - (np.log(self.thresholds) - np.log1p(-self.thresholds))
+        order = sorted(range(len(NAMES)), key=lambda k: (self.sufficient_data[k], margins[k]), reverse=True)
+        return tuple(order)
 
 
 class ModelInfo(Record):

@@ -1,0 +1,144 @@
+"""Errors as RFC 9457 problem details: one table from error class to status, and nothing of the server's insides."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from modules import errors
+from modules.records import Problem
+from modules.settings import MEBIBYTE
+
+MEDIA_TYPE = "application/problem+json"
+
+# Every leaf of the error tree; a test fails when one is missing.
+STATUS: Mapping[type[errors.AssistantError], int] = {
+    errors.UndecodableImage: 400,
+    errors.FileTooLarge: 413,
+    errors.TooManyPixels: 413,
+    errors.UnsupportedImageType: 415,
+    errors.MultipleFrames: 415,
+    errors.NotAChestRadiograph: 422,
+    errors.InvertedGreyscale: 422,
+    errors.RotatedFilm: 422,
+    errors.InvalidSymptoms: 422,
+    errors.ReaderUnavailable: 500,  # never raised out of the pipeline: the template always answers
+    errors.WeightsError: 500,  # both stop start-up; a request never meets them
+    errors.ConfigurationError: 500,
+    errors.Busy: 503,
+}
+
+TITLES = {
+    400: "Bad request",
+    404: "Not found",
+    405: "Method not allowed",
+    413: "Too large",
+    415: "Unsupported type",
+    422: "Not analysed",
+    500: "Internal error",
+    503: "Busy",
+}
+
+INTERNAL_DETAIL = "Internal error. The request was not answered; the server's log has its request id."
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """Describe error answers for OpenAPI."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": TITLES[status], "content": content} for status in statuses}
+
+
+def describe(app: FastAPI) -> None:
+    """Put the schema of a problem, which no route returns as its model, into the application's OpenAPI."""
+    plain = app.openapi
+
+    def with_problem() -> dict[str, Any]:
+        schema = plain()
+        schema["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        return schema
+
+    app.openapi = with_problem  # type: ignore[method-assign]
+
+
+def request_id(request: Request) -> str:
+    """Return the id that the middleware gave this request."""
+    return str(request.scope["state"]["request_id"])
+
+
+def answer(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """Make the response of a problem."""
+    body = problem.model_dump_json(exclude_none=True)
+    return Response(body, problem.status, {**(headers or {}), "Cache-Control": "no-store"}, media_type=MEDIA_TYPE)
+
+
+def domain_error(request: Request, exc: Exception) -> Response:
+    """Answer an error of the domain by the table."""
+    if not isinstance(exc, errors.AssistantError) or STATUS[type(exc)] == 500:
+        return internal_error(request_id(request))
+    status = STATUS[type(exc)]
+    headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, errors.Busy) else None
+    score = exc.score if isinstance(exc, errors.GateRefusal) else None
+    problem = Problem(
+        title=TITLES[status],
+        status=status,
+        detail=str(exc),
+        code=exc.code,
+        request_id=request_id(request),
+        gate_score=score,
+    )
+    return answer(problem, headers)
+
+
+def invalid_request(request: Request, exc: Exception) -> Response:
+    """Answer what FastAPI found wrong with the fields, without repeating what was sent."""
+    found = exc.errors() if isinstance(exc, RequestValidationError) else []
+    fields = [
+        {"field": ".".join(str(part) for part in e["loc"][1:]) or "body", "message": str(e["msg"])} for e in found
+    ]
+    problem = Problem(
+        title=TITLES[422],
+        status=422,
+        detail="; ".join(f"{f['field']}: {f['message']}" for f in fields) or "The request is not valid.",
+        code="invalid_request",
+        request_id=request_id(request),
+        errors=fields,
+    )
+    return answer(problem)
+
+
+def http_error(request: Request, exc: Exception) -> Response:
+    """Answer what the framework raises: no such route, wrong method, a body that is no form or too large."""
+    status = exc.status_code if isinstance(exc, HTTPException) else 500
+    if status >= 500:
+        return internal_error(request_id(request))
+    codes = {404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
+    problem = Problem(
+        title=TITLES.get(status, "Bad request"),
+        status=status,
+        detail=str(exc.detail) if isinstance(exc, HTTPException) else TITLES[400],
+        code=codes.get(status, "bad_request"),
+        request_id=request_id(request),
+    )
+    return answer(problem, getattr(exc, "headers", None))
+
+
+def internal_error(id_: str) -> Response:
+    """Answer what nobody foresaw; the log has the rest."""
+    return answer(Problem(title=TITLES[500], status=500, detail=INTERNAL_DETAIL, code="internal_error", request_id=id_))
+
+
+def too_large(id_: str, limit_bytes: int) -> Response:
+    """Answer a body that is larger than any accepted film."""
+    return answer(
+        Problem(
+            title=TITLES[413],
+            status=413,
+            detail=f"The file is larger than the limit of {limit_bytes // MEBIBYTE} MiB. Send a smaller export.",
+            code="file_too_large",
+            request_id=id_,
+        )
+    )

@@ -1,0 +1,143 @@
+"""The HTTP API: `uvicorn main:app`. Routes, lifespan and error handlers; everything clinical is in `modules`."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from api import logs, problems
+from api.admission import Admission
+from api.middleware import RequestBoundary
+from modules.errors import AssistantError, ConfigurationError
+from modules.pipeline import Pipeline
+from modules.records import DISCLAIMER, Analysis, Health, HeatmapChoice
+from modules.settings import Settings
+from modules.symptoms import MAX_SYMPTOMS
+from modules.weights import WeightsCard
+
+logger = logging.getLogger("assistant.server")
+
+VERSION = "0.1.0"
+FORM_LIMITS = {"max_files": 1, "max_fields": 8, "max_part_size": 8 * MAX_SYMPTOMS}
+
+
+def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
+    """Make the application; without a `pipeline`, one is loaded from the settings when the server starts."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
+        logs.configure(settings.log_level)
+        loaded = pipeline or await anyio.to_thread.run_sync(_load, settings)
+        admission = Admission(settings.max_concurrent_analyses, settings.max_queued_analyses)
+        yield {"pipeline": loaded, "admission": admission}
+
+    app = FastAPIOffline(
+        title="Explainable Multimodal Clinical AI Assistant",
+        description=DISCLAIMER,
+        version=VERSION,
+        lifespan=lifespan,
+        form_limits=FORM_LIMITS,
+        redoc_url=None,
+    )
+    app.add_middleware(RequestBoundary, max_film_bytes=settings.max_upload_bytes)
+    app.add_exception_handler(AssistantError, problems.domain_error)
+    app.add_exception_handler(RequestValidationError, problems.invalid_request)
+    app.add_exception_handler(HTTPException, problems.http_error)
+    _add_routes(app)
+    problems.describe(app)
+    return app
+
+
+def _load(settings: Settings) -> Pipeline:
+    try:
+        loaded = Pipeline.from_settings(settings)
+    except ConfigurationError as exc:
+        # a sentence for whoever starts the server; the trace would say nothing more
+        logger.error("start_up_failed", extra={"fields": {"reason": str(exc)}})  # noqa: TRY400
+        raise
+    logger.info("ready", extra={"fields": {**loaded.cnn.info.model_dump(), "reader": loaded.reader.health().mode}})
+    return loaded
+
+
+def _pipeline(request: Request) -> Pipeline:
+    loaded: Pipeline = request.state.pipeline
+    return loaded
+
+
+def _admission(request: Request) -> Admission:
+    admission: Admission = request.state.admission
+    return admission
+
+
+Loaded = Annotated[Pipeline, Depends(_pipeline)]
+Admitted = Annotated[Admission, Depends(_admission)]
+Film = Annotated[UploadFile, File(description="A frontal chest radiograph: PNG, JPEG or single-frame DICOM")]
+Invert = Annotated[bool, Form(description="The greyscale is inverted: exchange black and white first")]
+
+
+def _add_routes(app: FastAPI) -> None:
+    @app.post(
+        "/analyze",
+        response_model=Analysis,
+        responses=problems.documented(400, 413, 415, 422, 500, 503),
+        summary="Analyse a chest radiograph",
+    )
+    async def analyze(
+        request: Request,
+        pipeline: Loaded,
+        admission: Admitted,
+        image: Film,
+        symptoms: Annotated[str, Form(max_length=MAX_SYMPTOMS, description="Free text, in English")] = "",
+        heatmaps: Annotated[HeatmapChoice, Form(description="Which Grad-CAM grids to return")] = "top",
+        invert: Invert = False,
+        force: Annotated[bool, Form(description="Go on although the input gate refuses the image")] = False,
+    ) -> Response:
+        work = partial(
+            pipeline.analyze,
+            await image.read(),
+            symptoms,
+            heatmaps=heatmaps,
+            invert=invert,
+            force=force,
+            request_id=problems.request_id(request),
+        )
+        analysis = await admission.run(lambda: work().model_dump_json())
+        return Response(analysis, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+    @app.post(
+        "/render",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/png": {}}, "description": "The film as a grey PNG of at most 1024 px a side"},
+            **problems.documented(400, 413, 415, 422, 500, 503),
+        },
+        summary="Show any accepted file as PNG",
+    )
+    async def render(pipeline: Loaded, admission: Admitted, image: Film, invert: Invert = False) -> Response:
+        png = await admission.run(partial(pipeline.render, await image.read(), invert=invert))
+        return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+    @app.get("/health", response_model=Health, summary="Is the server ready, and which models answer?")
+    async def health(pipeline: Loaded) -> Health:
+        return Health(cnn_ready=True, model=pipeline.cnn.info, reader=pipeline.reader.health(), version=VERSION)
+
+    @app.get("/model", response_model=WeightsCard, summary="The weights card")
+    async def model(pipeline: Loaded) -> WeightsCard:
+        return pipeline.cnn.card
+
+
+def __getattr__(name: str) -> FastAPI:
+    """Make `main.app` when a server first asks for it, so that importing this module reads no settings."""
+    if name == "app":
+        app = create_app(Settings())
+        globals()["app"] = app
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,169 @@
+"""Stage 6: Grad-CAM of every pathology in closed form, and the overlay that shows one of them.
+
+DenseNet ends in ReLU → global average pooling → linear. With R (C, h, w) the tensor that enters the pooling and W the
+classifier's weights (K, C), the gradient of logit k with respect to R is W[k, c] / (h·w) everywhere, so Grad-CAM
+(Selvaraju et al., ICCV 2017) is ReLU(M_k) with M_k = Σ_c W[k, c] · R[c] / (h·w). M_k is exact and additive: its sum is
+logit k less its bias. No backward pass, no hooks, no second forward pass.
+"""
+
+import base64
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from modules.records import Box, CnnPrediction, Finding, FloatArray, Heatmap, HeatmapFinding, Peak, Radiograph
+from modules.settings import Colormap
+
+# Log-odds per cell that get the full colour; chosen, not fitted: near the 90th percentile of the largest cell of what
+# the embedded weights detect on validation films.
+FULL_SCALE_LOG_ODDS = 0.12
+MAX_OPACITY = 0.65
+MAX_OVERLAY_SIDE = 1024  # pixels; a screen shows no more
+MIN_CELLS_FOR_A_BOX = 14  # on the shorter side; a 7 × 7 cell is a seventh of the chest, which outlines nothing
+BOX_LEVEL = 0.5  # share of the peak's value above which cells belong to the box
+
+_COLORMAPS = {
+    Colormap.INFERNO: cv2.COLORMAP_INFERNO,
+    Colormap.VIRIDIS: cv2.COLORMAP_VIRIDIS,
+    Colormap.JET: cv2.COLORMAP_JET,
+}
+
+
+def contribution_maps(features: FloatArray, classifier_weight: FloatArray) -> FloatArray:
+    """Return M (K, h, w) in logits per cell, from features (C, h, w) and weights (K, C)."""
+    cells = features.shape[1] * features.shape[2]
+    return np.asarray(np.tensordot(classifier_weight, features, axes=1) / cells, np.float32)
+
+
+def calibrated_maps(prediction: CnnPrediction) -> FloatArray:
+    """Return the maps (14, h, w) in calibrated log-odds per cell: a colour then means the same on every film."""
+    maps = contribution_maps(prediction.features, prediction.classifier_weight)
+    return np.asarray(maps * prediction.calibration_slope[:, np.newaxis, np.newaxis], np.float32)
+
+
+def heatmap(finding: Finding, contributions: FloatArray, prediction: CnnPrediction, film: tuple[int, int]) -> Heatmap:
+    """Describe the Grad-CAM of one finding from its contributions (h, w); `film` is (height, width) in pixels."""
+    cam = np.maximum(contributions, 0.0)
+    peak = _peak(cam, prediction)
+    return Heatmap(
+        pathology=finding.pathology,
+        detected=finding.detected,
+        probability=finding.cnn_probability,
+        grid=tuple(tuple(float(value) for value in row) for row in cam),
+        peak=peak,
+        zone=None if peak is None else _zone(peak, *film),
+        box=_box(cam, prediction),
+        grid_to_image=prediction.grid_to_image,
+    )
+
+
+def heatmap_finding(finding: Finding) -> HeatmapFinding:
+    """Say which finding the overlay shows, and whether it is one."""
+    if finding.detected:
+        note = f"Where the CNN looked for {finding.pathology}, which it detected."
+    else:
+        note = (
+            f"{finding.pathology} was NOT detected: it is only the finding closest to its operating threshold. "
+            "The map shows what spoke for it."
+        )
+    return HeatmapFinding(
+        pathology=finding.pathology, detected=finding.detected, probability=finding.cnn_probability, note=note
+    )
+
+
+def overlay_png(
+    radiograph: Radiograph, contributions: FloatArray, prediction: CnnPrediction, colormap: Colormap
+) -> bytes:
+    """Paint one Grad-CAM (h, w) over the film on the absolute scale: a PNG of at most 1024 px on its longest side."""
+    grey = display_pixels(radiograph.pixels, MAX_OVERLAY_SIDE)
+    height, width = radiograph.pixels.shape
+    cam = _on_film(np.maximum(contributions, 0.0), prediction, (height, width), grey.shape)
+    strength = np.clip(cam / FULL_SCALE_LOG_ODDS, 0.0, 1.0)
+    colours = cv2.applyColorMap(np.rint(strength * 255).astype(np.uint8), _COLORMAPS[colormap])
+    opacity = (MAX_OPACITY * strength)[..., np.newaxis]
+    blended = (1.0 - opacity) * grey[..., np.newaxis] + opacity * colours
+    return encode_png(np.rint(blended).astype(np.uint8))
+
+
+def display_pixels(pixels: FloatArray, max_side: int) -> npt.NDArray[np.uint8]:
+    """Return a film (H, W) in [0, 1] as 8-bit greys, shrunk by area when its longest side exceeds `max_side`."""
+    scale = max_side / max(pixels.shape)
+    if scale < 1.0:
+        height, width = (max(1, round(side * scale)) for side in pixels.shape)
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+    return np.rint(pixels * 255).astype(np.uint8)
+
+
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode grey (H, W) or blue-green-red (H, W, 3) pixels as PNG."""
+    # Level 1: a film hardly compresses further, and encoding would cost more than the network.
+    encoded, buffer = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not encoded:
+        raise ValueError(f"no PNG can be made of pixels of shape {pixels.shape}")
+    return buffer.tobytes()
+
+
+def as_base64(data: bytes) -> str:
+    """Return bytes as base64 text."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def _peak(cam: FloatArray, prediction: CnnPrediction) -> Peak | None:
+    row, column = np.unravel_index(int(cam.argmax()), cam.shape)
+    value = float(cam[row, column])
+    if value <= 0.0:
+        return None
+    place = prediction.grid_to_image
+    return Peak(
+        x=place.x_offset + place.x_scale * (float(column) + 0.5),
+        y=place.y_offset + place.y_scale * (float(row) + 0.5),
+        value=value,
+    )
+
+
+def _zone(peak: Peak, height: int, width: int) -> str:
+    """Name the third of the height and the side of the film; a frontal film shows the patient's right on its left."""
+    third = ("upper", "middle", "lower")[min(2, int(3 * peak.y / height))]
+    across = peak.x / width
+    side = "central" if 0.42 <= across <= 0.58 else "patient's right" if across < 0.5 else "patient's left"
+    return f"{third} third, {side}"
+
+
+def _box(cam: FloatArray, prediction: CnnPrediction) -> Box | None:
+    if min(cam.shape) < MIN_CELLS_FOR_A_BOX or float(cam.max()) <= 0.0:
+        return None
+    mask = (cam >= BOX_LEVEL * cam.max()).astype(np.uint8)
+    _, regions = cv2.connectedComponents(mask)
+    region = regions == regions[np.unravel_index(int(cam.argmax()), cam.shape)]
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    place = prediction.grid_to_image
+    return Box(
+        x=place.x_offset + place.x_scale * float(columns[0]),
+        y=place.y_offset + place.y_scale * float(rows[0]),
+        width=place.x_scale * float(columns[-1] + 1 - columns[0]),
+        height=place.y_scale * float(rows[-1] + 1 - rows[0]),
+    )
+
+
+def _on_film(cam: FloatArray, prediction: CnnPrediction, film: tuple[int, int], shown: tuple[int, ...]) -> FloatArray:
+    """Interpolate a grid over the film as it is shown (H, W); outside of what the network saw it is zero."""
+    place = prediction.grid_to_image
+    y_shrink, x_shrink = shown[0] / film[0], shown[1] / film[1]
+    # warpAffine puts the centre of cell c at c, we at c + 0.5; the same half shift holds for the pixels of the film
+    x_scale, y_scale = place.x_scale * x_shrink, place.y_scale * y_shrink
+    matrix = np.array(
+        [
+            [x_scale, 0.0, place.x_offset * x_shrink + 0.5 * x_scale - 0.5],
+            [0.0, y_scale, place.y_offset * y_shrink + 0.5 * y_scale - 0.5],
+        ]
+    )
+    edged = cv2.warpAffine(cam, matrix, (shown[1], shown[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    grown = np.asarray(edged, np.float32)
+    rows = np.arange(shown[0], dtype=np.float32) + 0.5
+    columns = np.arange(shown[1], dtype=np.float32) + 0.5
+    seen_rows = (rows >= place.y_offset * y_shrink) & (rows <= place.y_offset * y_shrink + y_scale * cam.shape[0])
+    seen_columns = (columns >= place.x_offset * x_shrink) & (
+        columns <= place.x_offset * x_shrink + x_scale * cam.shape[1]
+    )
+    return grown * np.outer(seen_rows, seen_columns)

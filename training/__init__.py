@@ -1,0 +1,1 @@
+"""Makes what the project ships in `assets/weights`: here the input gate and the operating points."""
