@@ -1,0 +1,1 @@
+"""The Streamlit dashboard: a client of the HTTP API and the views of its records. Nothing here imports torch."""
