@@ -1,0 +1,218 @@
+"""`python -m benchmarks.pipeline`: what an answer costs beside the bare network, and whether the server keeps its size.
+
+Each ratio is taken round by round, both sides in turn, and its median is printed: absolute times differ from machine to
+machine and from minute to minute. Needs the packages of `requirements-dev.txt`.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from modules import explainability
+from modules.cnn_model import CnnModel, preprocess
+from modules.images import open_image
+from modules.pathologies import NAMES
+from modules.records import Radiograph
+from modules.settings import PROJECT_ROOT
+from modules.weights import load_weights
+
+SAMPLE = PROJECT_ROOT / "assets" / "sample_xray.png"
+START_LIMIT_S = 60.0
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print a table, and write JSON where asked."""
+    args = _arguments(argv)
+    data = args.film.read_bytes()
+    radiograph = open_image(data).decode()
+    results = {"machine": _machine(), "ratios": _cnn_ratios(radiograph, args.rounds)}
+    results["server"] = _server(data, args.requests)
+    sys.stdout.write(json.dumps(results, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def _cnn_ratios(radiograph: Radiograph, rounds: int) -> dict[str, Any]:
+    single = CnnModel(load_weights("embedded"), mirror_check=False)
+    mirrored = CnnModel(load_weights("embedded"))
+    network = single._network
+    image = torch.from_numpy(preprocess(radiograph, single.card.preprocessing)[np.newaxis])
+    image = image.contiguous(memory_format=torch.channels_last).to(single._device)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            network(image)
+
+    def findings_and_maps() -> None:
+        prediction = single.predict(radiograph)
+        _ = prediction.probabilities
+        explainability.calibrated_maps(prediction)
+
+    def with_mirror_check() -> None:
+        prediction = mirrored.predict(radiograph)
+        explainability.calibrated_maps(prediction)
+
+    grad_cam = _PytorchGradCam(network, image)
+    hooked = _DeepCopyGradCam(network, image)
+    return {
+        "probabilities + 14 maps / bare forward pass": _ratio(findings_and_maps, bare, rounds),
+        "the same with the mirror check / bare forward pass": _ratio(with_mirror_check, bare, rounds),
+        "14 maps by pytorch-grad-cam / probabilities + 14 maps": _ratio(
+            grad_cam.all_maps, findings_and_maps, rounds // 3
+        ),
+        "1 map by deep copy and hooks / probabilities + 14 maps": _ratio(hooked.one_map, findings_and_maps, rounds),
+    }
+
+
+class _PytorchGradCam:
+    """The reference library on the same network, with its in-place ReLUs replaced as its hooks need."""
+
+    def __init__(self, network: nn.Module, image: torch.Tensor) -> None:
+        clone = _without_in_place(copy.deepcopy(network))
+        self._model = nn.Sequential(clone.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), clone.classifier)
+        self._model.requires_grad_(True)
+        self._image = image
+
+    def all_maps(self) -> None:
+        with GradCAM(model=self._model, target_layers=[self._model[1]]) as cam:
+            for k in range(len(NAMES)):
+                cam(self._image, [ClassifierOutputTarget(k)])
+
+
+class _DeepCopyGradCam:
+    """The way of the original design: probabilities, then a deep copy of the network with hooks for one map."""
+
+    def __init__(self, network: nn.Module, image: torch.Tensor) -> None:
+        self._network = network
+        self._image = image
+
+    def one_map(self) -> None:
+        with torch.inference_mode():
+            top = int(self._network(self._image)[0].argmax())
+        clone = _without_in_place(copy.deepcopy(self._network)).requires_grad_(True)
+        kept: dict[str, torch.Tensor] = {}
+        clone.features.register_forward_hook(lambda _m, _i, out: kept.update(activation=out))
+        clone.features.register_full_backward_hook(lambda _m, _i, out: kept.update(gradient=out[0]))
+        clone(self._image.clone())[0, top].backward()
+        weights = kept["gradient"].mean(dim=(2, 3), keepdim=True)
+        torch.relu((weights * kept["activation"]).sum(dim=1)).detach().cpu().numpy()
+
+
+def _without_in_place(network: nn.Module) -> Any:
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return network
+
+
+def _ratio(numerator: Callable[[], None], denominator: Callable[[], None], rounds: int) -> dict[str, float]:
+    """Time both sides in turn; return the median of the ratios, their range, and the median times in ms."""
+    for warm_up in (numerator, denominator):
+        warm_up()
+    pairs = [(_seconds(numerator), _seconds(denominator)) for _ in range(max(3, rounds))]
+    ratios = sorted(a / b for a, b in pairs)
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "least": round(ratios[0], 3),
+        "largest": round(ratios[-1], 3),
+        "numerator_ms": round(1000 * statistics.median(a for a, _ in pairs), 1),
+        "denominator_ms": round(1000 * statistics.median(b for _, b in pairs), 1),
+    }
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _server(data: bytes, requests: int) -> dict[str, Any]:
+    """Start the API as the README does; time its first health answer, and watch its memory over many films."""
+    start = time.perf_counter()
+    with _running_server() as (process, url), httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        _wait_until_healthy(client, process)
+        ready = time.perf_counter() - start
+        milliseconds, memory = [], {}
+        for number in range(1, requests + 1):
+            seconds = _seconds(lambda: client.post("/analyze", files={"image": ("film", data)}).raise_for_status())
+            milliseconds.append(1000 * seconds)
+            if number in (20, requests):
+                memory[number] = _resident_mib(process.pid)
+    return {
+        "first 200 from /health after seconds": round(ready, 2),
+        "analyze p50 ms": round(statistics.median(milliseconds), 1),
+        "analyze p95 ms": round(statistics.quantiles(milliseconds, n=20)[-1], 1),
+        "resident MiB after requests": memory,
+        f"memory after {requests} / after 20": round(memory[requests] / memory[20], 4),
+    }
+
+
+@contextmanager
+def _running_server() -> Any:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.perf_counter() + START_LIMIT_S
+    while time.perf_counter() < deadline and process.poll() is None:
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise SystemExit("The server did not start; start it by hand (uvicorn main:app) to see why.")
+
+
+def _resident_mib(pid: int) -> float:
+    kib = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    return round(int(kib) / 1024, 1)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
+    parser.add_argument("--film", type=Path, default=SAMPLE, help="a chest radiograph (default: the synthetic sample)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each ratio (default: 15)")
+    parser.add_argument(
+        "--requests", type=int, default=200, help="films sent to the server, at least 21 (default: 200)"
+    )
+    parser.add_argument("--out", type=Path, help="also write the result as JSON")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
