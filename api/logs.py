@@ -28,5 +28,7 @@ def configure(level: str) -> None:
             handler.setFormatter(JsonFormatter())
             logger.addHandler(handler)
         logger.propagate = False
+    # pydicom's messages may repeat what a header says
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     # uvicorn's access log repeats the address asked for, with whatever somebody typed into it
     logging.getLogger("uvicorn.access").disabled = True

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import BaseModel
 from streamlit.testing.v1 import AppTest
 
-from dashboard import views
+from dashboard import result, views
 from dashboard.client import AssistantClient, ClientError
 from dashboard.session import Film, Session
 from modules import records
@@ -453,7 +453,7 @@ def test_another_film_drops_the_answer_about_the_first() -> None:
 
 
 def test_findings_are_sorted_by_their_margin_not_by_their_probability() -> None:
-    order = [f.pathology for f in sorted(all_findings(), key=views.margin, reverse=True)]
+    order = [f.pathology for f in sorted(all_findings(), key=result.margin, reverse=True)]
     assert order[:2] == ["Effusion", "Pneumonia"]
     assert order.index("Pneumonia") < order.index("Mass")
     assert order[-1] == "Hernia"

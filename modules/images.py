@@ -1,0 +1,279 @@
+"""Opens an uploaded film: PNG, JPEG or DICOM, told apart by content, checked before any pixel is decoded.
+
+`open_image` reads signatures and headers only, so that a caller can refuse a file by what its header says;
+`ImageFile.decode` makes the `Radiograph`. Every way in which a file can be wrong is an `ImageError`.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from modules import greyscale
+from modules.codestream import jpeg_frame
+from modules.dicom import DicomFile, is_dicom
+from modules.errors import (
+    FileTooLarge,
+    ImageError,
+    MultipleFrames,
+    TooManyPixels,
+    UndecodableImage,
+    UnsupportedImageType,
+)
+from modules.records import FloatArray, ImageHeader, Radiograph
+
+MEBIBYTE = 1 << 20
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+MAX_PNG_CHUNKS = 200_000  # far above any real file; bounds the time that a hostile one takes
+COLOUR_SAMPLE_SIDE = 512  # colourfulness is a mean: it is measured on a copy of at most this many rows and columns
+EXIF_ORIENTATION = 0x0112
+
+ACCEPTED = "Send a PNG, a JPEG, or a single-frame DICOM file."
+DAMAGED = "The {} file is damaged or incomplete. Export the film again and send the new copy."
+
+# What else is sent by mistake, by the bytes at an offset; the answer then names it.
+OTHER_KINDS = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP image"),
+    (0, b"II*\0", "a TIFF image"),
+    (0, b"MM\0*", "a TIFF image"),
+    (8, b"WEBP", "a WebP image"),
+    (4, b"ftyp", "an HEIC or AVIF image, or a video"),
+    (4, b"jP  ", "a JPEG 2000 image"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+)
+
+# EXIF orientation (tag 0112, EXIF 2.32 section 4.6.4): what brings the stored image upright.
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDES_EXCHANGED = frozenset({5, 6, 7, 8})
+
+Pixels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """The largest upload that is accepted."""
+
+    max_bytes: int = 50 * MEBIBYTE
+    max_pixels: int = 40_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+class Decoder(Protocol):
+    """Decodes one format: film (H, W) in [0, 1] and its colourfulness."""
+
+    def __call__(self, *, invert: bool) -> tuple[FloatArray, float]:
+        """Decode; exchange black and white on request."""
+        ...
+
+
+class ImageFile:
+    """A file whose header has been read and found plausible, and whose pixels have not been decoded."""
+
+    def __init__(self, header: ImageHeader, decoder: Decoder) -> None:
+        self.header = header
+        self._decoder = decoder
+
+    def decode(self, *, invert: bool = False) -> Radiograph:
+        """Decode the film; `invert` exchanges black and white of a film that was sent with the wrong greyscale."""
+        pixels, colourfulness = self._decoder(invert=invert)
+        if pixels.shape != (self.header.height, self.header.width):
+            raise UndecodableImage(DAMAGED.format("image"))
+        return Radiograph(pixels, self.header, colourfulness, inverted_by_request=invert)
+
+
+def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFile:
+    """Tell the format from the content, and check everything that can be checked without decoding a pixel."""
+    if not data:
+        raise UndecodableImage("The file is empty. Export the film again and send the new copy.")
+    if len(data) > limits.max_bytes:
+        raise FileTooLarge(
+            f"The file has {len(data) / MEBIBYTE:.1f} MiB; the limit is {limits.max_bytes / MEBIBYTE:.0f} MiB. "
+            "Send one film on its own, or a compressed or smaller export."
+        )
+    if data.startswith(PNG_SIGNATURE):
+        return _open_raster(data, "png", limits)
+    if data.startswith(JPEG_SIGNATURE):
+        return _open_raster(data, "jpeg", limits)
+    if is_dicom(data):
+        return _open_dicom(data, limits)
+    if PNG_SIGNATURE.startswith(data) or JPEG_SIGNATURE.startswith(data):
+        raise UndecodableImage(DAMAGED.format("image"))
+    kind = next((name for at, signature, name in OTHER_KINDS if data.startswith(signature, at)), "no image known here")
+    raise UnsupportedImageType(f"The file is {kind}. {ACCEPTED}")
+
+
+def to_png(radiograph: Radiograph, max_side: int | None = None) -> bytes:
+    """Encode the film as an 8-bit greyscale PNG; one with a side beyond `max_side` is shrunk by area averaging."""
+    pixels: Pixels = radiograph.pixels
+    longest = max(pixels.shape)
+    if max_side is not None and longest > max_side:
+        height, width = (max(1, round(side * max_side / longest)) for side in pixels.shape)
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    grey = cv2.convertScaleAbs(pixels, alpha=255.0)  # rounds to the nearest, and stops at 255
+    out = io.BytesIO()
+    Image.fromarray(grey).save(out, "PNG")
+    return out.getvalue()
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width < 1 or height < 1:
+        raise UndecodableImage("By its header the image has no pixels. Export the film again and send the new copy.")
+    if width * height > limits.max_pixels:
+        raise TooManyPixels(
+            f"The image has {width} x {height} pixels; the limit is {limits.max_pixels / 1e6:g} million. "
+            "Send a single film, or a smaller export of it."
+        )
+
+
+# ── DICOM ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _open_dicom(data: bytes, limits: ImageLimits) -> ImageFile:
+    file = DicomFile(data)
+    header = file.header()
+    _check_size(header.width, header.height, limits)
+
+    def decode(*, invert: bool) -> tuple[FloatArray, float]:
+        presentation, stored = file.presentation(), file.pixels()
+        if stored.ndim == 2:
+            return greyscale.render(stored, presentation, invert=invert), 0.0
+        return _inverted(_luminance(stored), invert), _colourfulness(stored)
+
+    return ImageFile(header, decode)
+
+
+# ── PNG and JPEG ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _open_raster(data: bytes, kind: Literal["png", "jpeg"], limits: ImageLimits) -> ImageFile:
+    width, height = _png_size(data) if kind == "png" else _jpeg_size(data)
+    _check_size(width, height, limits)  # before Pillow, which would warn of large images in its own way
+    if kind == "png":
+        _check_png_chunks(data)
+    with _pillow(data, kind) as image:
+        if image.size != (width, height):
+            raise UndecodableImage(DAMAGED.format(kind.upper()))
+        orientation = _orientation(image)
+    if orientation in SIDES_EXCHANGED:
+        width, height = height, width
+
+    def decode(*, invert: bool) -> tuple[FloatArray, float]:
+        film, colourfulness = _decode_raster(data, kind, orientation)
+        return _inverted(film, invert), colourfulness
+
+    return ImageFile(ImageHeader(kind, width, height), decode)
+
+
+@contextmanager
+def _pillow(data: bytes, kind: str) -> Iterator[Image.Image]:
+    """Open with Pillow, and translate whatever it raises, warnings that were made errors included."""
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
+            yield image
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise TooManyPixels("The image has too many pixels to be decoded. Send a smaller export of the film.") from exc
+    except Exception as exc:  # a damaged file fails in as many ways as there are chunks and segments
+        raise UndecodableImage(DAMAGED.format(kind.upper())) from exc
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    """Read IHDR, which comes first (PNG 3rd edition, 11.2.1)."""
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise UndecodableImage(DAMAGED.format("PNG"))
+    width, height = struct.unpack_from(">LL", data, 16)
+    return width, height
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    frame = jpeg_frame(data)
+    return frame.width, frame.height
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Walk the chunks up to IEND; refuse a truncated file and an animation (acTL). Pillow checks what they hold."""
+    position = len(PNG_SIGNATURE)
+    for _ in range(MAX_PNG_CHUNKS):
+        if position + 12 > len(data):
+            break
+        length, name = struct.unpack_from(">L4s", data, position)
+        if name == b"acTL" and data[position + 8 : position + 12] != b"\0\0\0\1":
+            raise MultipleFrames("The PNG is an animation. Send one radiograph as a still image.")
+        if name == b"IEND":
+            return
+        position += 12 + length
+    raise UndecodableImage(DAMAGED.format("PNG"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation that stands before the pixels: `Image.getexif` would decode a PNG to look behind."""
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    orientation = exif.get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in TRANSPOSITIONS else 1
+
+
+def _decode_raster(data: bytes, kind: str, orientation: int) -> tuple[FloatArray, float]:
+    with _pillow(data, kind) as image:
+        image.load()
+        upright = image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
+        if upright.mode.startswith("I"):  # 16 bits, of which films often use 10 or 12
+            return greyscale.scale_to_own_range(np.asarray(upright)), 0.0
+        if upright.has_transparency_data:
+            upright = _over_black(upright.convert("RGBA"))
+        elif upright.mode in ("1", "L"):
+            return _unit_scale(np.asarray(upright.convert("L"))), 0.0
+        colours = np.asarray(upright.convert("RGB"))
+        return _luminance(colours), _colourfulness(colours)
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    black = Image.new("RGB", image.size)
+    black.paste(image, mask=image.getchannel("A"))
+    return black
+
+
+# ── Pixels ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _unit_scale(pixels: Pixels) -> FloatArray:
+    """Divide by the largest value of the unsigned type."""
+    return np.divide(pixels, np.iinfo(pixels.dtype).max, dtype=np.float32)
+
+
+def _luminance(colours: Pixels) -> FloatArray:
+    """Return the luma (H, W) of RGB (H, W, 3) after ITU-R BT.601; equal channels keep their value."""
+    return _unit_scale(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY))
+
+
+def _colourfulness(colours: Pixels) -> float:
+    """Return the mean of the largest less the smallest channel, in [0, 1]."""
+    rows, columns = (max(1, side // COLOUR_SAMPLE_SIDE) for side in colours.shape[:2])
+    sample = colours[::rows, ::columns]
+    spread = sample.max(axis=2) - sample.min(axis=2)
+    return float(spread.mean()) / float(np.iinfo(colours.dtype).max)
+
+
+def _inverted(film: FloatArray, invert: bool) -> FloatArray:
+    return np.subtract(1.0, film, dtype=np.float32) if invert else film

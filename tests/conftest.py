@@ -1,0 +1,74 @@
+"""What several test files share: one loaded pipeline, clients of the API, and a film that is no patient's."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from main import create_app
+from modules.pipeline import Pipeline
+from modules.settings import Settings
+
+FILM_SIDE = 256  # pixels; the network's input is smaller
+
+MakeClient = Callable[..., TestClient]
+
+
+def as_png(pixels: npt.NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_this_machine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in Settings.model_fields:
+            patch.delenv(name.upper(), raising=False)
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def pipeline(_no_settings_of_this_machine: None) -> Pipeline:
+    """The pipeline of a fresh checkout, loaded once."""
+    return Pipeline.from_settings(Settings(_env_file=None))
+
+
+@pytest.fixture(scope="session")
+def film_pixels() -> npt.NDArray[np.uint8]:
+    """A synthetic film, uint8 (256, 256), bright = dense."""
+    from synthetic.phantom import make_film
+
+    return make_film(0, size=FILM_SIDE).pixels
+
+
+@pytest.fixture(scope="session")
+def film_png(film_pixels: npt.NDArray[np.uint8]) -> bytes:
+    """The same film as a PNG file."""
+    return as_png(film_pixels)
+
+
+@pytest.fixture
+def make_client(pipeline: Pipeline) -> Iterator[MakeClient]:
+    """Start an application: `make_client(pipeline=fake, max_queued_analyses=0)`; stopped after the test."""
+    with ExitStack() as stack:
+
+        def make(pipeline: Pipeline = pipeline, **settings: Any) -> TestClient:
+            app = create_app(Settings(_env_file=None, **settings), pipeline)
+            return stack.enter_context(TestClient(app, follow_redirects=False))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def client(pipeline: Pipeline) -> Iterator[TestClient]:
+    """An application with the default settings, shared by all tests that change nothing."""
+    with TestClient(create_app(Settings(_env_file=None), pipeline), follow_redirects=False) as started:
+        yield started

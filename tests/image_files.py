@@ -1,0 +1,135 @@
+"""Small image files, built byte by byte, so that no writer corrects what a test gets wrong on purpose."""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
+JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 70))
+JPEG_LS, JPEG_2000, HTJ2K, MPEG4 = (f"1.2.840.10008.1.2.4.{n}" for n in (80, 90, 201, 102))
+
+UNDEFINED = 0xFFFFFFFF
+Changes = Mapping[int, tuple[str, Any] | None]
+LONG_VR = ("OB", "OW", "SQ", "UN", "UT")
+
+MODALITY, VIEW, BODY_PART, AGE = 0x00080060, 0x00185101, 0x00180015, 0x00101010
+PATIENT_NAME, PATIENT_ID, CHARACTER_SET = 0x00100010, 0x00100020, 0x00080005
+SAMPLES, PHOTOMETRIC, PLANAR, FRAMES = 0x00280002, 0x00280004, 0x00280006, 0x00280008
+ROWS, COLUMNS, PIXEL_SPACING, IMAGER_SPACING = 0x00280010, 0x00280011, 0x00280030, 0x00181164
+ALLOCATED, STORED, HIGH_BIT, SIGNED = 0x00280100, 0x00280101, 0x00280102, 0x00280103
+PADDING, PADDING_LIMIT = 0x00280120, 0x00280121
+CENTER, WIDTH, WINDOW_FUNCTION = 0x00281050, 0x00281051, 0x00281056
+INTERCEPT, SLOPE = 0x00281052, 0x00281053
+MODALITY_LUT, VOI_LUT, LUT_DESCRIPTOR, LUT_DATA = 0x00283000, 0x00283010, 0x00283002, 0x00283006
+LUT_SHAPE, PIXEL_DATA = 0x20500020, 0x7FE00010
+
+
+# ── PNG and JPEG ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pillow(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """Save with Pillow."""
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def chunk(name: bytes, body: bytes = b"") -> bytes:
+    """One PNG chunk with its checksum."""
+    return struct.pack(">L", len(body)) + name + body + struct.pack(">L", zlib.crc32(name + body))
+
+
+def png_claiming(width: int, height: int, *extra: bytes) -> bytes:
+    """A PNG whose header claims a size for which it holds no pixels."""
+    header = chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND")
+
+
+def jpeg_claiming(width: int, height: int, stream: bytes) -> bytes:
+    """A JPEG or JPEG-LS stream with another size written into its frame header."""
+    at = next(i for i in range(2, len(stream)) if stream[i] == 0xFF and stream[i + 1] in (0xC0, 0xC1, 0xC2, 0xC3, 0xF7))
+    return stream[: at + 5] + struct.pack(">HH", height, width) + stream[at + 9 :]
+
+
+# ── DICOM ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def element(tag: int, vr: str, content: Any, syntax: str = EXPLICIT, length: int | None = None) -> bytes:
+    """One element: `content` as bytes, text, 16-bit integers, or the items of a sequence; `length` may lie."""
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    value: bytes
+    if isinstance(content, bytes | str):
+        value = content.encode() if isinstance(content, str) else content
+    elif vr == "SQ":
+        value = b"".join(struct.pack(order + "HHL", 0xFFFE, 0xE000, len(item)) + item for item in content)
+    else:
+        numbers = content if isinstance(content, tuple) else (content,)
+        value = b"".join(struct.pack(order + ("h" if n < 0 else "H"), n) for n in numbers)
+    value += (b"\0" if vr in ("OB", "OW", "UI") else b" ") * (len(value) % 2)
+    length = len(value) if length is None else length
+    head = struct.pack(order + "HH", tag >> 16, tag & 0xFFFF)
+    if syntax == IMPLICIT:
+        return head + struct.pack("<L", length) + value
+    if vr in LONG_VR:
+        return head + vr.encode() + b"\0\0" + struct.pack(order + "L", length) + value
+    return head + vr.encode() + struct.pack(order + "H", length) + value
+
+
+def fragments(*parts: bytes, table: bytes = b"") -> bytes:
+    """Encapsulate the fragments of compressed pixels, behind an offset table."""
+    items = (
+        struct.pack("<HHL", 0xFFFE, 0xE000, len(part)) + part
+        for part in (table, *(p + b"\0" * (len(p) % 2) for p in parts))
+    )
+    return b"".join(items) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+
+
+def lut(first: int, entries: list[int], syntax: str = EXPLICIT, bits: int = 16) -> bytes:
+    """The item of a modality or VOI LUT sequence."""
+    vr = "SS" if first < 0 else "US"
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    data = struct.pack(f"{order}{len(entries)}{'H' if bits > 8 else 'B'}", *entries)
+    return element(LUT_DESCRIPTOR, vr, (len(entries), first, bits), syntax) + element(LUT_DATA, "OW", data, syntax)
+
+
+def dicom(
+    pixels: Any, changes: Changes | None = None, *, syntax: str = EXPLICIT, compressed: bytes | None = None
+) -> bytes:
+    """A DICOM file of `pixels`, or of `compressed` ones that claim to be like them; None takes an element out."""
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    array = np.asarray(pixels)
+    bits = 8 * array.dtype.itemsize
+    elements: dict[int, tuple[str, Any] | None] = {
+        MODALITY: ("CS", "DX"),
+        SAMPLES: ("US", 3 if array.ndim == 3 else 1),
+        PHOTOMETRIC: ("CS", "RGB" if array.ndim == 3 else "MONOCHROME2"),
+        ROWS: ("US", array.shape[0]),
+        COLUMNS: ("US", array.shape[1]),
+        ALLOCATED: ("US", bits),
+        STORED: ("US", bits),
+        HIGH_BIT: ("US", bits - 1),
+        SIGNED: ("US", int(array.dtype.kind == "i")),
+        PIXEL_DATA: ("OW", array.astype(f"{order}{array.dtype.kind}{array.dtype.itemsize}").tobytes()),
+    }
+    if array.ndim == 3:
+        elements[PLANAR] = ("US", 0)
+    body = b""
+    for tag, change in sorted({**elements, **(changes or {})}.items()):
+        if change is None:
+            continue
+        if tag == PIXEL_DATA and compressed is not None:
+            body += element(tag, "OB", compressed, syntax, UNDEFINED)
+        else:
+            body += element(tag, *change, syntax)
+    return part_10(body, syntax)
+
+
+def part_10(body: bytes, syntax: str = EXPLICIT) -> bytes:
+    """Preamble, prefix and file meta information before a data set."""
+    return b"\0" * 128 + b"DICM" + element(0x00020010, "UI", syntax) + body
