@@ -77,9 +77,9 @@ def overlay_caption(shown: HeatmapFinding) -> str:
 
 
 def show_findings(findings: tuple[Finding, ...]) -> None:
-    """Show all findings, the one furthest above its operating threshold first."""
+    """Show all findings, those on sufficient data first, and of these the one furthest above its threshold."""
     st.subheader("All findings")
-    ranked = sorted(findings, key=margin, reverse=True)
+    ranked = sorted(findings, key=rank, reverse=True)
     # Symmetric, so that the middle of each bar is the finding's own threshold.
     reach = max(SMALLEST_REACH, *(abs(margin(finding)) for finding in findings)) if findings else SMALLEST_REACH
     # With two decimals, the probabilities of rare findings would all look alike.
@@ -106,8 +106,8 @@ def show_findings(findings: tuple[Finding, ...]) -> None:
     rows = [finding_row(finding) for finding in ranked]
     st.dataframe(rows, column_config=config, hide_index=True, height="content", alt="All findings of this film")
     st.caption(
-        "Sorted by margin: a bar beyond its middle is a detected finding. Rare findings have low probabilities and low "
-        "thresholds, so compare a probability with its own threshold, not with other findings."
+        "Sorted by margin, insufficient data last: a bar beyond its middle is a detected finding. Rare findings have "
+        "low probabilities and low thresholds, so compare a probability with its own threshold, not with other findings."
     )
 
 
@@ -124,6 +124,11 @@ def finding_row(finding: Finding) -> dict[str, str | float]:
         "Its words": finding.reader.quote,
         "Data": "" if finding.sufficient_data else "insufficient data",
     }
+
+
+def rank(finding: Finding) -> tuple[bool, float]:
+    """Return what findings are sorted by, as the server ranks them."""
+    return finding.sufficient_data, margin(finding)
 
 
 def margin(finding: Finding) -> float:

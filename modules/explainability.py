@@ -15,9 +15,9 @@ import numpy.typing as npt
 from modules.records import Box, CnnPrediction, Finding, FloatArray, Heatmap, HeatmapFinding, Peak, Radiograph
 from modules.settings import Colormap
 
-# Log-odds per cell that get the full colour; chosen, not fitted: near the 90th percentile of the largest cell of what
+# Log-odds per cell that get the full colour; chosen, not fitted: near the 95th percentile of the largest cell of what
 # the embedded weights detect on validation films.
-FULL_SCALE_LOG_ODDS = 0.12
+FULL_SCALE_LOG_ODDS = 0.18
 MAX_OPACITY = 0.65
 MAX_OVERLAY_SIDE = 1024  # pixels; a screen shows no more
 MIN_CELLS_FOR_A_BOX = 14  # on the shorter side; a 7 × 7 cell is a seventh of the chest, which outlines nothing

@@ -453,7 +453,7 @@ def test_another_film_drops_the_answer_about_the_first() -> None:
 
 
 def test_findings_are_sorted_by_their_margin_not_by_their_probability() -> None:
-    order = [f.pathology for f in sorted(all_findings(), key=result.margin, reverse=True)]
+    order = [f.pathology for f in sorted(all_findings(), key=result.rank, reverse=True)]
     assert order[:2] == ["Effusion", "Pneumonia"]
     assert order.index("Pneumonia") < order.index("Mass")
     assert order[-1] == "Hernia"
