@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Annotated
 
 import anyio.to_thread
@@ -15,18 +14,17 @@ from starlette.exceptions import HTTPException
 
 from api import logs, problems
 from api.admission import Admission
-from api.middleware import RequestBoundary
+from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary
 from modules.errors import AssistantError, ConfigurationError
 from modules.pipeline import Pipeline
-from modules.records import DISCLAIMER, Analysis, Health, HeatmapChoice
+from modules.records import DISCLAIMER, MAX_SYMPTOMS, Analysis, Health, HeatmapChoice
 from modules.settings import Settings
-from modules.symptoms import MAX_SYMPTOMS
 from modules.weights import WeightsCard
 
 logger = logging.getLogger("assistant.server")
 
 VERSION = "0.1.0"
-FORM_LIMITS = {"max_files": 1, "max_fields": 8, "max_part_size": 8 * MAX_SYMPTOMS}
+FORM_LIMITS = {"max_files": 1, "max_fields": 8, "max_part_size": FORM_OVERHEAD_BYTES}
 
 
 def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
@@ -100,16 +98,18 @@ def _add_routes(app: FastAPI) -> None:
         invert: Invert = False,
         force: Annotated[bool, Form(description="Go on although the input gate refuses the image")] = False,
     ) -> Response:
-        work = partial(
-            pipeline.analyze,
-            await image.read(),
-            symptoms,
-            heatmaps=heatmaps,
-            invert=invert,
-            force=force,
-            request_id=problems.request_id(request),
-        )
-        analysis = await admission.run(lambda: work().model_dump_json())
+        def work() -> str:
+            analysis = pipeline.analyze(
+                image.file.read(),  # not before its turn: waiting films stay on disk
+                symptoms,
+                heatmaps=heatmaps,
+                invert=invert,
+                force=force,
+                request_id=problems.request_id(request),
+            )
+            return analysis.model_dump_json()
+
+        analysis = await admission.run(work)
         return Response(analysis, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     @app.post(
@@ -122,7 +122,7 @@ def _add_routes(app: FastAPI) -> None:
         summary="Show any accepted file as PNG",
     )
     async def render(pipeline: Loaded, admission: Admitted, image: Film, invert: Invert = False) -> Response:
-        png = await admission.run(partial(pipeline.render, await image.read(), invert=invert))
+        png = await admission.run(lambda: pipeline.render(image.file.read(), invert=invert))
         return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     @app.get("/health", response_model=Health, summary="Is the server ready, and which models answer?")

@@ -15,6 +15,7 @@ logger = logging.getLogger("assistant.http")
 
 REQUEST_ID_HEADER = "X-Request-ID"
 FORM_OVERHEAD_BYTES = 1 << 20  # what a form may add to the film that it carries
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -59,10 +60,10 @@ class RequestBoundary:
                     raise ConnectionAbortedError("the answer broke off") from None
                 await problems.internal_error(request_id)(scope, receive, exchange.send)
         finally:
-            route = getattr(scope.get("route"), "path", "(no route)")
+            route = getattr(scope.get("route"), "path", "(other)")
             fields = {
                 "request_id": request_id,
-                "method": scope["method"],
+                "method": scope["method"] if scope["method"] in METHODS else "(other)",
                 "route": route,
                 "status": exchange.status,
                 "milliseconds": round(1000 * (time.perf_counter() - start), 1),

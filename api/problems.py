@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem details: one table from error class to status, and nothing of the server's insides."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -32,24 +33,13 @@ STATUS: Mapping[type[errors.AssistantError], int] = {
     errors.Busy: 503,
 }
 
-TITLES = {
-    400: "Bad request",
-    404: "Not found",
-    405: "Method not allowed",
-    413: "Too large",
-    415: "Unsupported type",
-    422: "Not analysed",
-    500: "Internal error",
-    503: "Busy",
-}
-
 INTERNAL_DETAIL = "Internal error. The request was not answered; the server's log has its request id."
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
     """Describe error answers for OpenAPI."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": TITLES[status], "content": content} for status in statuses}
+    return {status: {"description": _phrase(status), "content": content} for status in statuses}
 
 
 def describe(app: FastAPI) -> None:
@@ -78,12 +68,12 @@ def answer(problem: Problem, headers: Mapping[str, str] | None = None) -> Respon
 def domain_error(request: Request, exc: Exception) -> Response:
     """Answer an error of the domain by the table."""
     if not isinstance(exc, errors.AssistantError) or STATUS[type(exc)] == 500:
-        return internal_error(request_id(request))
+        raise exc  # no error of a request: the boundary logs it and answers
     status = STATUS[type(exc)]
     headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, errors.Busy) else None
     score = exc.score if isinstance(exc, errors.GateRefusal) else None
     problem = Problem(
-        title=TITLES[status],
+        title=_phrase(status),
         status=status,
         detail=str(exc),
         code=exc.code,
@@ -96,11 +86,9 @@ def domain_error(request: Request, exc: Exception) -> Response:
 def invalid_request(request: Request, exc: Exception) -> Response:
     """Answer what FastAPI found wrong with the fields, without repeating what was sent."""
     found = exc.errors() if isinstance(exc, RequestValidationError) else []
-    fields = [
-        {"field": ".".join(str(part) for part in e["loc"][1:]) or "body", "message": str(e["msg"])} for e in found
-    ]
+    fields = [{"field": ".".join(str(part) for part in e["loc"][1:]) or "body", "message": _message(e)} for e in found]
     problem = Problem(
-        title=TITLES[422],
+        title=_phrase(422),
         status=422,
         detail="; ".join(f"{f['field']}: {f['message']}" for f in fields) or "The request is not valid.",
         code="invalid_request",
@@ -110,32 +98,46 @@ def invalid_request(request: Request, exc: Exception) -> Response:
     return answer(problem)
 
 
+def _message(error: Mapping[str, Any]) -> str:
+    """Say what is wrong with a field; a film sent as text would else be answered with a name of a Python class."""
+    if "UploadFile" in error["msg"]:
+        return "Send the film as a file, not as text: with curl, image=@film.png"
+    return str(error["msg"])
+
+
+def _phrase(status: int) -> str:
+    """Return the title that RFC 9457 asks for where a problem has no type of its own."""
+    return HTTPStatus(status).phrase
+
+
 def http_error(request: Request, exc: Exception) -> Response:
     """Answer what the framework raises: no such route, wrong method, a body that is no form or too large."""
-    status = exc.status_code if isinstance(exc, HTTPException) else 500
-    if status >= 500:
-        return internal_error(request_id(request))
+    if not isinstance(exc, HTTPException) or exc.status_code >= 500:
+        raise exc
+    status = exc.status_code
     codes = {404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
     problem = Problem(
-        title=TITLES.get(status, "Bad request"),
+        title=_phrase(status),
         status=status,
-        detail=str(exc.detail) if isinstance(exc, HTTPException) else TITLES[400],
+        detail=str(exc.detail),
         code=codes.get(status, "bad_request"),
         request_id=request_id(request),
     )
-    return answer(problem, getattr(exc, "headers", None))
+    return answer(problem, exc.headers)
 
 
 def internal_error(id_: str) -> Response:
     """Answer what nobody foresaw; the log has the rest."""
-    return answer(Problem(title=TITLES[500], status=500, detail=INTERNAL_DETAIL, code="internal_error", request_id=id_))
+    return answer(
+        Problem(title=_phrase(500), status=500, detail=INTERNAL_DETAIL, code="internal_error", request_id=id_)
+    )
 
 
 def too_large(id_: str, limit_bytes: int) -> Response:
     """Answer a body that is larger than any accepted film."""
     return answer(
         Problem(
-            title=TITLES[413],
+            title=_phrase(413),
             status=413,
             detail=f"The file is larger than the limit of {limit_bytes // MEBIBYTE} MiB. Send a smaller export.",
             code="file_too_large",

@@ -107,7 +107,7 @@ def show_findings(findings: tuple[Finding, ...]) -> None:
     st.dataframe(rows, column_config=config, hide_index=True, height="content", alt="All findings of this film")
     st.caption(
         "Sorted by margin, insufficient data last: a bar beyond its middle is a detected finding. Rare findings have "
-        "low probabilities and low thresholds, so compare a probability with its own threshold, not with other findings."
+        "low probabilities and low thresholds: compare a probability with its own threshold, not with other findings."
     )
 
 

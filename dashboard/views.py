@@ -12,9 +12,8 @@ from dashboard.client import AssistantClient, ClientError
 from dashboard.elements import plain, show_png
 from dashboard.session import Film, Job, Session
 from modules.errors import InvertedGreyscale, NotAChestRadiograph, RotatedFilm
-from modules.records import DISCLAIMER, Analysis
+from modules.records import DISCLAIMER, MAX_SYMPTOMS, Analysis
 from modules.settings import PROJECT_ROOT, Settings
-from modules.symptoms import MAX_SYMPTOMS
 
 TITLE = "Chest-radiograph assistant"
 SAMPLE_PATH = PROJECT_ROOT / "assets" / "sample_xray.png"

@@ -26,21 +26,7 @@ def fuse(prediction: CnnPrediction, reading: Reading) -> Fusion:
 
     Nothing un-detects what the CNN detected; `uncertain` and `not_mentioned` move nothing: silence is not evidence.
     """
-    detected, probabilities = prediction.detected, prediction.probabilities
-    findings = tuple(
-        Finding(
-            pathology=name,
-            cnn_probability=float(probabilities[k]),
-            operating_threshold=float(prediction.thresholds[k]),
-            detected=detected[k],
-            sufficient_data=prediction.sufficient_data[k],
-            reader=reading.statement(name),
-            fused_probability=_adjusted(float(probabilities[k]), float(prediction.log_odds[k]), adjustments),
-            adjustments=adjustments,
-        )
-        for k, name in enumerate(NAMES)
-        for adjustments in [_adjustments(name, reading)]
-    )
+    findings = tuple(_finding(k, prediction, reading) for k in range(len(NAMES)))
     return Fusion(
         findings=findings,
         contradictions=_contradictions(findings) if reading.independent else (),
@@ -58,6 +44,21 @@ def log_odds(probability: float) -> float:
 def sigmoid(value: float) -> float:
     """Return the probability of log-odds."""
     return 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
+
+
+def _finding(k: int, prediction: CnnPrediction, reading: Reading) -> Finding:
+    name, probability = NAMES[k], float(prediction.probabilities[k])
+    adjustments = _adjustments(name, reading)
+    return Finding(
+        pathology=name,
+        cnn_probability=probability,
+        operating_threshold=float(prediction.thresholds[k]),
+        detected=prediction.detected[k],
+        sufficient_data=prediction.sufficient_data[k],
+        reader=reading.statement(name),
+        fused_probability=_adjusted(probability, float(prediction.log_odds[k]), adjustments),
+        adjustments=adjustments,
+    )
 
 
 def _adjusted(probability: float, log_odds_: float, adjustments: tuple[Adjustment, ...]) -> float:

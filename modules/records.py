@@ -19,6 +19,7 @@ DISCLAIMER = (
     "models that miss findings and report false ones. A qualified professional must read the film."
 )
 
+MAX_SYMPTOMS = 4000  # characters
 FloatArray = npt.NDArray[np.float32]
 Status = Literal["present", "absent", "uncertain", "not_mentioned"]
 RiskLevel = Literal["Low", "Moderate", "High"]
@@ -258,9 +259,6 @@ class Fusion(Record):
         return self
 
 
-# ── Stages 4 and 5: uncertainty and risk ─────────────────────────────────────────────────────────────────────────────
-
-
 class Uncertainty(Record):
     """How sure each reader is. None was not measured."""
 
@@ -365,9 +363,6 @@ class Analysis(Record):
     image: ImageSize
     timings_ms: dict[str, Number]
     request_id: str
-
-
-# ── The other answers of the API ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class ReaderHealth(Record):

@@ -50,14 +50,14 @@ class Settings(BaseSettings):
     )
     heatmap_colormap: Colormap = Field(Colormap.INFERNO, description="Colours of the overlay: inferno, viridis or jet.")
 
-    backend_host: str = Field("127.0.0.1", description="Address on which `make run` serves the API.")
+    backend_host: str = Field("127.0.0.1", min_length=1, description="Address on which `make run` serves the API.")
     backend_port: int = Field(8000, ge=1, le=65535, description="Port on which `make run` serves the API.")
     dashboard_port: int = Field(8501, ge=1, le=65535, description="Port on which `make run` serves the dashboard.")
     backend_url: str | None = Field(
         None, description="Where the dashboard finds the API; by default built from host and port."
     )
     dashboard_timeout_s: float = Field(
-        600.0, gt=0, description="How long the dashboard waits for an analysis, in seconds."
+        600.0, gt=0, allow_inf_nan=False, description="How long the dashboard waits for an analysis, in seconds."
     )
 
     max_upload_mb: int = Field(50, ge=1, le=1024, description="Largest upload, in MiB.")

@@ -35,9 +35,8 @@ from modules.images import ImageLimits
 from modules.pathologies import NAMES
 from modules.pipeline import Pipeline
 from modules.quality import InputGate
-from modules.records import Analysis, Health, Problem
+from modules.records import MAX_SYMPTOMS, Analysis, Health, Problem
 from modules.settings import MEBIBYTE, PROJECT_ROOT, Settings
-from modules.symptoms import MAX_SYMPTOMS
 from modules.weights import CARD_FILE, EMBEDDED_WEIGHTS, WeightsCard, read_card
 from tests.conftest import MakeClient, as_png
 from tests.image_files import png_claiming
@@ -420,8 +419,8 @@ FILE, SECOND_FILE = 'name="image"; filename="a"', 'name="image"; filename="b"'
 HOSTILE_FORMS = {
     "two files": raw_form((FILE, b"1"), (SECOND_FILE, b"2")),
     "many fields": raw_form((FILE, b"1"), *((f'name="field{n}"', b"") for n in range(9))),
-    "an oversized field": raw_form((FILE, b"1"), ('name="symptoms"', b"x" * 8 * (MAX_SYMPTOMS + 1))),
-    "an oversized unknown field": raw_form((FILE, b"1"), ('name="extra"', b"x" * MEBIBYTE)),
+    "an oversized field": raw_form((FILE, b"1"), ('name="symptoms"', b"x" * (MEBIBYTE + 1))),
+    "an oversized unknown field": raw_form((FILE, b"1"), ('name="extra"', b"x" * (MEBIBYTE + 1))),
     "a part without a name": raw_form(("filename=a", b"1")),
     "cut off in the film": raw_form((FILE, b"1" * 1000))[:500],
     "cut off in a header": raw_form((FILE, b"1"))[:30],
@@ -559,7 +558,6 @@ def unmapped(root: type[Exception], table: Any) -> set[type[Exception]]:
 
 def test_every_leaf_of_the_error_tree_has_a_status() -> None:
     assert unmapped(errors.AssistantError, problems.STATUS) == set()
-    assert set(problems.STATUS.values()) <= set(problems.TITLES)
 
 
 def test_a_forgotten_leaf_would_be_noticed() -> None:
@@ -758,7 +756,7 @@ def test_nothing_that_a_client_writes_is_logged_or_echoed_in_an_error(
 ) -> None:
     client = make_client(log_level="debug")
     answers = marked_requests(client, film_png, dicom(film_pixels))
-    assert [r.status_code for r in answers] == [200, 200, 422, 400, 415, 400, 200, 404, 405, 404, 200, 400]
+    assert [r.status_code for r in answers] == [200, 200, 422, 422, 415, 400, 200, 404, 405, 404, 200, 400]
     assert SECRET not in logged.text
     assert not any(SECRET in r.text for r in answers if r.status_code >= 400)
     assert not any(SECRET in value for r in answers for value in r.headers.values())
@@ -771,7 +769,7 @@ def test_each_request_is_one_line_of_json_with_id_route_and_status(
     assert [(line["event"], line["request_id"], line["status"]) for line in logged.lines] == [
         ("request", r.headers["X-Request-ID"], r.status_code) for r in answers
     ]
-    routes = ["/analyze"] * 5 + ["/render"] * 2 + ["(no route)", "/analyze", "(no route)", "/health", "/analyze"]
+    routes = ["/analyze"] * 5 + ["/render"] * 2 + ["(other)", "/analyze", "(other)", "/health", "/analyze"]
     assert [line["route"] for line in logged.lines] == routes
     assert all(line["level"] == "info" and line["milliseconds"] >= 0 for line in logged.lines)
 
@@ -821,7 +819,7 @@ def test_a_real_server_logs_no_address_and_no_error_text(
         thread.join(20)
         for name in ("uvicorn", "uvicorn.access"):
             logging.getLogger(name).removeHandler(capture)
-    assert statuses == [200, 200, 422, 400, 415, 400, 200, 404, 405, 404, 200, 400]
+    assert statuses == [200, 200, 422, 422, 415, 400, 200, 404, 405, 404, 200, 400]
     assert_problem(pipeline_error, 422, "invalid_request")
     assert "Uvicorn running" in stream.getvalue()
     assert SECRET not in stream.getvalue() + logged.text

@@ -12,7 +12,7 @@ import pytest
 
 from modules.settings import PROJECT_ROOT
 
-PACKAGES = ("api", "dashboard", "evaluation", "modules", "synthetic", "training")
+PACKAGES = ("api", "benchmarks", "dashboard", "evaluation", "modules", "synthetic", "training")
 PROGRAMS = ("app", "launcher", "main")
 OWN = frozenset((*PACKAGES, *PROGRAMS, "tests"))
 MAX_LINES = 400  # a file that one reads in one sitting
