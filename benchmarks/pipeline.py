@@ -85,9 +85,7 @@ class _PytorchGradCam:
     """The reference library on the same network, with its in-place ReLUs replaced as its hooks need."""
 
     def __init__(self, network: nn.Module, image: torch.Tensor) -> None:
-        clone = _without_in_place(copy.deepcopy(network))
-        self._model = nn.Sequential(clone.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), clone.classifier)
-        self._model.requires_grad_(True)
+        self._model = _copy_for_hooks(network)
         self._image = image
 
     def all_maps(self) -> None:
@@ -106,23 +104,31 @@ class _DeepCopyGradCam:
     def one_map(self) -> None:
         with torch.inference_mode():
             top = int(self._network(self._image)[0].argmax())
-        clone = _without_in_place(copy.deepcopy(self._network)).requires_grad_(True)
+        clone = _copy_for_hooks(self._network)
         kept: dict[str, torch.Tensor] = {}
-        clone.features.register_forward_hook(lambda _m, _i, out: kept.update(activation=out))
-        clone.features.register_full_backward_hook(lambda _m, _i, out: kept.update(gradient=out[0]))
-        clone(self._image.clone())[0, top].backward()
+        clone[1].register_forward_hook(lambda _module, _inputs, out: kept.update(activation=out))
+
+        def keep_gradient(_module: nn.Module, _inputs: object, out: Any) -> None:
+            kept["gradient"] = out[0]
+
+        clone[1].register_full_backward_hook(keep_gradient)
+        clone(self._image)[0, top].backward()
         weights = kept["gradient"].mean(dim=(2, 3), keepdim=True)
         torch.relu((weights * kept["activation"]).sum(dim=1)).detach().cpu().numpy()
 
 
-def _without_in_place(network: nn.Module) -> Any:
-    for module in network.modules():
+def _copy_for_hooks(network: Any) -> nn.Sequential:
+    """Copy a DenseNet as a row of modules with nothing in place, so that hooks see every tensor and its gradient."""
+    clone = copy.deepcopy(network)
+    for module in clone.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    return network
+    return nn.Sequential(
+        clone.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), clone.classifier
+    ).requires_grad_(True)
 
 
-def _ratio(numerator: Callable[[], None], denominator: Callable[[], None], rounds: int) -> dict[str, float]:
+def _ratio(numerator: Callable[[], object], denominator: Callable[[], object], rounds: int) -> dict[str, float]:
     """Time both sides in turn; return the median of the ratios, their range, and the median times in ms."""
     for warm_up in (numerator, denominator):
         warm_up()
@@ -137,7 +143,7 @@ def _ratio(numerator: Callable[[], None], denominator: Callable[[], None], round
     }
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

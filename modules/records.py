@@ -5,6 +5,7 @@ dashboard parses the same classes, so nothing here may import torch.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -132,17 +133,17 @@ class CnnPrediction:
         if self.mirrored_log_odds is not None and self.mirrored_log_odds.shape != (k,):
             raise ValueError(f"{k} mirrored log-odds, or none")
 
-    @property
+    @cached_property
     def probabilities(self) -> FloatArray:
         """Calibrated probabilities (K,)."""
         return np.asarray(1.0 / (1.0 + np.exp(-self.log_odds)), np.float32)
 
-    @property
+    @cached_property
     def detected(self) -> tuple[bool, ...]:
         """Whether each probability reaches its operating point."""
         return tuple(bool(d) for d in self.probabilities >= self.thresholds)
 
-    @property
+    @cached_property
     def ranking(self) -> tuple[int, ...]:
         """Indices of the pathologies, the one that stands highest above its operating point (in log-odds) first.
 
