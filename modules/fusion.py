@@ -4,11 +4,11 @@ The fused log-odds are the CNN's plus a bounded adjustment. Both readers see one
 adjustments are small; they are chosen, not fitted, and the fused number is therefore called adjusted, not calibrated.
 """
 
-import math
 from typing import Literal
 
 import numpy as np
 
+from modules.odds import log_odds, sigmoid
 from modules.pathologies import NAMES, OPACITY_GROUP
 from modules.records import Adjustment, CnnPrediction, Contradiction, Finding, Fusion, Reading
 
@@ -34,18 +34,6 @@ def fuse(prediction: CnnPrediction, reading: Reading) -> Fusion:
     )
 
 
-def log_odds(probability: float) -> float:
-    """Return the log-odds of a probability; infinite at 0 and 1."""
-    if probability in (0.0, 1.0):
-        return math.copysign(math.inf, probability - 0.5)
-    return math.log(probability) - math.log1p(-probability)
-
-
-def sigmoid(value: float) -> float:
-    """Return the probability of log-odds."""
-    return 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
-
-
 def _finding(k: int, prediction: CnnPrediction, reading: Reading) -> Finding:
     name, probability = NAMES[k], float(prediction.probabilities[k])
     adjustments = _adjustments(name, reading)
@@ -56,14 +44,18 @@ def _finding(k: int, prediction: CnnPrediction, reading: Reading) -> Finding:
         detected=prediction.detected[k],
         sufficient_data=prediction.sufficient_data[k],
         reader=reading.statement(name),
-        fused_probability=_adjusted(probability, float(prediction.log_odds[k]), adjustments),
+        fused_probability=_adjusted(probability, adjustments),
         adjustments=adjustments,
     )
 
 
-def _adjusted(probability: float, log_odds_: float, adjustments: tuple[Adjustment, ...]) -> float:
-    """Return the fused probability: exactly the CNN's when nothing was adjusted."""
-    return sigmoid(log_odds_ + sum(a.log_odds for a in adjustments)) if adjustments else probability
+def _adjusted(probability: float, adjustments: tuple[Adjustment, ...]) -> float:
+    """Return the fused probability; rounding never moves it against its adjustment, nor without one."""
+    shift = sum(adjustment.log_odds for adjustment in adjustments)
+    shifted = sigmoid(log_odds(probability) + shift)
+    if shift > 0:
+        return max(probability, shifted)
+    return min(probability, shifted) if shift < 0 else probability
 
 
 def _adjustments(name: str, reading: Reading) -> tuple[Adjustment, ...]:

@@ -4,6 +4,7 @@ A reader answers in two turns: first the film alone, a status for each pathology
 reasoning. So symptoms cannot echo as findings.
 """
 
+import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -129,34 +130,42 @@ class Reader(ABC):
         """Read the film; raises ReaderUnavailable with a sentence for the user when it cannot."""
 
 
+class MissingReader(Reader):
+    """Stands in the chain for a reader that could not be made, and says why."""
+
+    model = None
+    film_sent_to = "nowhere"
+
+    def __init__(self, mode: ReaderMode, why: str) -> None:
+        self.mode = mode
+        self.why = why
+
+    def read(self, task: ReaderTask) -> Reading:  # noqa: ARG002
+        """Raise the reason."""
+        raise ReaderUnavailable(self.why)
+
+
 # ── Which one runs ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class SecondReader:
     """The reader asked for, those to fall back on, and the template behind them all."""
 
-    def __init__(self, mode: ReaderMode, chain: tuple[Reader, ...], missing: Mapping[ReaderMode, str]) -> None:
-        """Take the readers that could be made, in order, and why the others could not be."""
+    def __init__(self, mode: ReaderMode, chain: tuple[Reader, ...]) -> None:
+        """Take the mode asked for and the readers in the order in which they are tried."""
         self._mode = mode
         self._chain = chain
-        self._missing = dict(missing)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "SecondReader":
         """Make the readers that MEDGEMMA_MODE and MEDGEMMA_FALLBACK name; the film goes to no other."""
-        chain: list[Reader] = []
-        missing: dict[ReaderMode, str] = {}
-        for mode in dict.fromkeys((settings.medgemma_mode, *settings.medgemma_fallback, "dummy")):
-            try:
-                chain.append(_make(mode))
-            except ReaderUnavailable as exc:
-                missing[mode] = str(exc)
-        return cls(settings.medgemma_mode, tuple(chain), missing)
+        modes = dict.fromkeys((settings.medgemma_mode, *settings.medgemma_fallback, "dummy"))
+        return cls(settings.medgemma_mode, tuple(_make_or_explain(mode) for mode in modes))
 
     def read(self, radiograph: Radiograph, symptoms: str, prediction: CnnPrediction) -> tuple[Reading, ReaderInfo]:
         """Let the first reader that can answer read the film; a failure is a reason in the answer, not an error."""
         start = time.perf_counter()
-        reasons = list(self._missing.values())
+        reasons: list[str] = []
         for reader in self._chain:
             try:
                 reading = reader.read(ReaderTask(radiograph, symptoms, prediction, tuple(reasons)))
@@ -171,12 +180,13 @@ class SecondReader:
 
     def health(self) -> ReaderHealth:
         """Say which reader answers, and why it is not the one asked for."""
-        answering = self._chain[0].mode
+        missing = list(itertools.takewhile(lambda reader: isinstance(reader, MissingReader), self._chain))
+        answering = self._chain[len(missing)].mode
         return ReaderHealth(
             mode_requested=self._mode,
             mode=answering,
-            state="ready" if answering == self._mode else "fallback",
-            reason=" ".join(self._missing.values()) or None,
+            state="fallback" if missing else "ready",
+            reason=" ".join(reader.why for reader in missing if isinstance(reader, MissingReader)) or None,
         )
 
     def _info(self, reader: Reader, reading: Reading, reasons: list[str], seconds: float) -> ReaderInfo:
@@ -185,11 +195,18 @@ class SecondReader:
             mode=reader.mode,
             model=reader.model,
             independent=reading.independent,
-            fallback_reason=None if reader.mode == self._mode else " ".join(reasons),
+            fallback_reason=" ".join(reasons) or None,
             film_sent_to=reader.film_sent_to,
             token_confidence=reading.token_confidence,
             seconds=seconds,
         )
+
+
+def _make_or_explain(mode: ReaderMode) -> Reader:
+    try:
+        return _make(mode)
+    except ReaderUnavailable as exc:
+        return MissingReader(mode, str(exc))
 
 
 def _make(mode: ReaderMode) -> Reader:

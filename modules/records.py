@@ -1,7 +1,6 @@
-"""One frozen record a stage.
+"""One frozen record a stage: dataclasses hold arrays and stay inside the process, pydantic models reach JSON.
 
-Dataclasses hold arrays and stay inside the process; pydantic models reach JSON, and are the schema of the API. The
-dashboard parses the same classes, so nothing here may import torch.
+The latter are the schema of the API. The dashboard parses the same classes, so nothing here may import torch.
 """
 
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
+from modules.odds import probabilities
 from modules.pathologies import NAMES
 from modules.settings import ReaderMode
 
@@ -136,12 +136,12 @@ class CnnPrediction:
     @cached_property
     def probabilities(self) -> FloatArray:
         """Calibrated probabilities (K,)."""
-        return np.asarray(1.0 / (1.0 + np.exp(-self.log_odds)), np.float32)
+        return probabilities(self.log_odds)
 
     @cached_property
     def detected(self) -> tuple[bool, ...]:
         """Whether each probability reaches its operating point."""
-        return tuple(bool(d) for d in self.probabilities >= self.thresholds)
+        return tuple((self.probabilities >= self.thresholds).tolist())
 
     @cached_property
     def ranking(self) -> tuple[int, ...]:

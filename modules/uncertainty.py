@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from modules.fusion import log_odds
+from modules.odds import probabilities
 from modules.pathologies import NAMES, PATHOLOGIES
 from modules.records import CnnPrediction, FloatArray, Fusion, Quality, Reading, Uncertainty
 
@@ -30,9 +30,9 @@ def assess(prediction: CnnPrediction, reading: Reading, fusion: Fusion, quality:
     )
 
 
-def cnn_confidence(probabilities: FloatArray) -> float:
+def cnn_confidence(calibrated: FloatArray) -> float:
     """Return 1 − mean binary entropy, in bits, of calibrated probabilities (K,)."""
-    p = np.clip(probabilities.astype(np.float64), 1e-12, 1.0 - 1e-12)
+    p = np.clip(calibrated.astype(np.float64), 1e-12, 1.0 - 1e-12)
     entropy = -(p * np.log2(p) + (1.0 - p) * np.log2(1.0 - p))
     return float(np.clip(1.0 - entropy.mean(), 0.0, 1.0))
 
@@ -65,9 +65,8 @@ def _instability_reasons(prediction: CnnPrediction) -> tuple[str, ...]:
 def _urgent_changes(prediction: CnnPrediction, other: FloatArray) -> tuple[str, ...]:
     """Return the findings by which the urgency of the film differs between the prediction and other log-odds (14,)."""
     sufficient = np.array(prediction.sufficient_data)
-    thresholds = np.array([log_odds(float(t)) for t in prediction.thresholds])
     before = np.array(prediction.detected) & sufficient
-    after = (other >= thresholds) & sufficient
+    after = (probabilities(other) >= prediction.thresholds) & sufficient
     top_before, top_after = ((detected * _URGENCY).max() for detected in (before, after))
     if top_before == top_after:
         return ()

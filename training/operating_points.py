@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from modules import fusion, risk_module, uncertainty
 from modules.cnn_model import CnnModel
+from modules.odds import sigmoid
 from modules.pathologies import NAMES, canonical_name
 from modules.records import CnnPrediction, FloatArray, Quality, Reading, Risk
 from modules.weights import WeightsCard, load_weights, write_card
@@ -78,9 +79,7 @@ def choose(card: WeightsCard, validation: Validation, specificity: float) -> Wei
     normal = np.asarray(~validation.positive.any(axis=1), np.bool_)
     limits = np.quantile(validation.log_odds[normal], specificity, axis=0)
     # rounded up: a threshold must not let through the films that it was set by
-    thresholds = {
-        name: float(np.ceil(fusion.sigmoid(float(v)) * 1e7) / 1e7) for name, v in zip(NAMES, limits, strict=True)
-    }
+    thresholds = {name: float(np.ceil(sigmoid(float(v)) * 1e7) / 1e7) for name, v in zip(NAMES, limits, strict=True)}
     patients = {
         name: len({row.patient for row in validation.labels if row.positive[k]}) for k, name in enumerate(NAMES)
     }
