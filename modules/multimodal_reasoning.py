@@ -63,9 +63,7 @@ class ClinicalReply(Record):
     """Second turn: the film and the symptoms together."""
 
     clinical_reasoning: Annotated[str, Field(min_length=1, max_length=MAX_REASONING)]
-    key_observations: Items = ()
     differential: Items = Field((), description="The likeliest first")
-    recommendation: Annotated[str, Field(max_length=MAX_REASONING)] = ""
 
 
 def reply_schemas() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,4 +20,5 @@ def sigmoid(value: float) -> float:
 
 def probabilities(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the probabilities of log-odds, in the precision in which they are held against thresholds."""
-    return np.asarray(1.0 / (1.0 + np.exp(-values)), np.float32)
+    with np.errstate(over="ignore"):  # an infinite exponential is a probability of 0
+        return np.asarray(1.0 / (1.0 + np.exp(-values)), np.float32)

@@ -14,6 +14,7 @@ from modules.pathologies import NAMES
 from modules.quality import InputGate
 from modules.records import (
     DISCLAIMER,
+    MAX_SYMPTOMS,
     Analysis,
     CnnPrediction,
     ConfidenceScores,
@@ -25,7 +26,6 @@ from modules.records import (
     Radiograph,
 )
 from modules.settings import Colormap, Settings
-from modules.symptoms import MAX_SYMPTOMS
 from modules.weights import load_weights
 
 

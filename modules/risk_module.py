@@ -21,17 +21,27 @@ def assess(fusion: Fusion, uncertainty: Uncertainty, quality: Quality, symptoms:
     counted = [f for f in fusion.findings if _counts(f)]
     flags = red_flags(symptoms)
     tiers = {criticality(f.pathology) for f in counted}
-    factors = (*(_factor(f) for f in counted), *(f"Red-flag symptom: {flag}" for flag in flags))
+    uncounted = _uncounted(fusion)
+    factors = (*(_factor(f) for f in counted), *(f"Red-flag symptom: {flag}" for flag in flags), *uncounted)
     reasons = (*_review_always(quality), *uncertainty.review_reasons)
     if Criticality.IMMEDIATE in tiers or (Criticality.PROMPT in tiers and flags):
         return Risk(level="High", factors=factors, needs_review=bool(reasons), review_reasons=reasons)
     if counted or flags:
         return Risk(level="Moderate", factors=factors, needs_review=bool(reasons), review_reasons=reasons)
-    return Risk(level="Low", factors=(_low_sentence(quality),), needs_review=bool(reasons), review_reasons=reasons)
+    factors = (_low_sentence(quality), *uncounted)
+    return Risk(level="Low", factors=factors, needs_review=bool(reasons), review_reasons=reasons)
 
 
 def _counts(finding: Finding) -> bool:
     return (finding.detected and finding.sufficient_data) or finding.reader.status == "present"
+
+
+def _uncounted(fusion: Fusion) -> tuple[str, ...]:
+    """Name what the CNN detected without counting it, so that no sentence passes over it."""
+    names = [f.pathology for f in fusion.findings if f.detected and not _counts(f)]
+    if not names:
+        return ()
+    return (f"Above its threshold, but on insufficient validation data and therefore not counted: {', '.join(names)}",)
 
 
 def _factor(finding: Finding) -> str:

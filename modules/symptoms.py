@@ -8,8 +8,6 @@ ways the symptom counts: a flag too many costs a look, a flag too few may cost m
 import re
 import unicodedata
 
-MAX_SYMPTOMS = 4000  # characters
-
 # Each flag with the words that name it. Chosen, not fitted; a flag asks for attention and diagnoses nothing.
 _FLAGS: tuple[tuple[str, str], ...] = (
     (
@@ -46,7 +44,10 @@ _FLAGS: tuple[tuple[str, str], ...] = (
         r"(?! (?:of|(?:(?:left|right|upper|middle|lower) )*(?:lung|lobe)))",
     ),
     ("confusion", r"confus(?:ed|ion)|delirium|delirious|disorient|altered mental (?:state|status)|drows(?:y|iness)"),
-    ("low blood pressure or shock", r"hypotens(?:ion|ive)|low (?:blood pressure|bp)\b|bp:? (?:is |of |was )?[4-8]\d/|shock(?:ed)?\b|septic|sepsis"),
+    (
+        "low blood pressure or shock",
+        r"hypotens(?:ion|ive)|low (?:blood pressure|bp)\b|bp:? (?:is |of |was )?[4-8]\d/|shock(?:ed)?\b|septic|sepsis",
+    ),
     (
         "chest injury",
         r"(?:chest|thoracic|blunt|penetrating) (?:trauma|injury)|stab(?:bed| wound)|gunshot|rib fractures?"
@@ -95,12 +96,17 @@ _LIST_GOES_ON = re.compile(
 # The symptom comes first: "chest pain has resolved", "chest pain: no".
 _NEGATED_AFTER = re.compile(
     r"[ ,(]*(?:(?:which|that) )?(?:(?:is|are|was|were|has|have|had) )?(?:(?:been|now|since|all|completely|fully) )*"
-    r"(?:excluded|ruled out|resolved|settled|subsided|went away|gone(?! on)|no(?:t| longer) (?:present|reported|noted))\b"
+    r"(?:excluded|ruled out|resolved|settled|subsided|went away|gone(?! on)"
+    r"|no(?:t| longer) (?:present|reported|noted))\b"
     r"| (?:is|are|was|were) (?:now )?(?:absent|negative|denied)\b| denied by\b|[- ]free\b"
     r"| ?[,:?(–—-]* ?(?:no|none|nil|negative|absent|denied|denies)(?= ?(?:$|[,)]|\w[\w ]*[:?]))",
     re.IGNORECASE,
 )
-_AFFIRMED_AFTER = re.compile(r" ?(?:[:?(–—-]+ ?(?:yes|positive|present|\+)|like this|this bad|(?:has |have )?(?:began|begun|started|persists?|continues?|returned)\b)", re.IGNORECASE)
+_AFFIRMED_AFTER = re.compile(
+    r" ?(?:[:?(–—-]+ ?(?:yes|positive|present|\+)|like this|this bad"
+    r"|(?:has |have )?(?:began|begun|started|persists?|continues?|returned)\b)",
+    re.IGNORECASE,
+)
 # Not a denial, though it begins like one, and an "or" that makes no list.
 _PSEUDO_NEGATIONS = re.compile(
     r"\b(?:(?:not|\w+n'?t) (?:only|just|sure|certain|improv\w+|resolv\w+|better|relieved|wors\w+|deny"
@@ -126,7 +132,7 @@ def red_flags(text: str) -> tuple[str, ...]:
 
 
 def _tidied(text: str) -> str:
-    """Write apostrophes, digits, spaces and line ends in one way, and join lines that only the width of a page broke."""
+    """Write apostrophes, digits, spaces and line ends in one way, and join lines that were wrapped."""
     text = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u2018", "'").replace("\u2010", "-")
     lines = (" ".join(line.split()) for line in text.splitlines())
     return _WRAPPED_LINE.sub(r"\1 ", "\n".join(lines))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from modules.fusion import ABSENT_SHIFT, MAX_ADJUSTMENT, PRESENT_SHIFT, UNMEASURED_WEIGHT, fuse
 from modules.odds import log_odds, sigmoid
 from modules.pathologies import NAMES, OPACITY_GROUP
-from modules.records import CnnPrediction, Contradiction, Finding, Fusion, Reading, Status
+from modules.records import CnnPrediction, Contradiction, Finding, Fusion, ReaderStatement, Reading, Status
 from tests.stages import (
     QUIET,
     STATUSES,
@@ -192,8 +192,14 @@ def test_the_sigmoid_does_not_overflow(value: float, expected: float) -> None:
 # ── Words that name one opacity ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@given(predictions(), readings())
-def test_the_opacity_group_shares_one_adjustment_each_way(prediction: CnnPrediction, reading: Reading) -> None:
+@given(
+    predictions(),
+    st.dictionaries(st.sampled_from(sorted(OPACITY_GROUP)), st.builds(says, clear_statuses, st.just(1.0) | unit)),
+)
+def test_the_opacity_group_shares_one_adjustment_each_way(
+    prediction: CnnPrediction, said: dict[str, ReaderStatement]
+) -> None:
+    reading = read(said)
     values = [
         a.log_odds for f in fuse(prediction, reading).findings if f.pathology in OPACITY_GROUP for a in f.adjustments
     ]

@@ -274,9 +274,7 @@ def film_reply(**changes: Any) -> dict[str, Any]:
 def clinical_reply(**changes: Any) -> dict[str, Any]:
     return {
         "clinical_reasoning": "A round opacity in the right lung.",
-        "key_observations": ["round opacity"],
         "differential": ["Mass", "Round pneumonia"],
-        "recommendation": "CT",
     } | changes
 
 
@@ -350,10 +348,8 @@ BAD_CLINICAL: dict[str, Any] = {
     "no reasoning": {"differential": ["Mass"]},
     "empty reasoning": clinical_reply(clinical_reasoning=""),
     "long reasoning": clinical_reply(clinical_reasoning="x" * (MAX_REASONING + 1)),
-    "a long recommendation": clinical_reply(recommendation="x" * (MAX_REASONING + 1)),
     "a long item": clinical_reply(differential=["x" * (MAX_ITEM + 1)]),
     "too many items": clinical_reply(differential=["x"] * (MAX_ITEMS + 1)),
-    "too many observations": clinical_reply(key_observations=["x"] * (MAX_ITEMS + 1)),
     "a sentence for a list": clinical_reply(differential="Mass"),
     "a number in the list": clinical_reply(differential=[1]),
     "an unknown field": clinical_reply(risk_level="Low"),
@@ -390,7 +386,7 @@ def test_the_longest_replies_that_fit_are_taken() -> None:
     items = ["x" * MAX_ITEM] * MAX_ITEMS
     reading = parse(
         long_film,
-        clinical_reply(clinical_reasoning="x" * MAX_REASONING, key_observations=items, differential=items),
+        clinical_reply(clinical_reasoning="x" * MAX_REASONING, differential=items),
     )
     assert len(reading.reasoning) == MAX_REASONING
     assert len(reading.differential) == MAX_ITEMS

@@ -29,7 +29,7 @@ FORBIDDEN = {
     "app": HTTP | HEAVY | (OWN - {"dashboard", "modules"}),
     "launcher": HTTP | HEAVY | (OWN - {"modules"}) | {"streamlit"},
 }
-VOCABULARY = frozenset({"modules.errors", "modules.pathologies", "modules.records", "modules.settings"})
+VOCABULARY = frozenset(f"modules.{name}" for name in ("errors", "odds", "pathologies", "records", "settings"))
 
 
 def sources(*names: str) -> list[Path]:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modules.symptoms import LOW_SATURATION, MAX_SYMPTOMS, red_flags
+from modules.records import MAX_SYMPTOMS
+from modules.symptoms import LOW_SATURATION, red_flags
 
 BLOOD = "coughing blood"
 PAIN = "chest pain"
@@ -21,6 +22,8 @@ SENTENCES: dict[str, set[str]] = {
     # ── each flag in its usual words ──
     "chest pain": {PAIN},
     "CHEST PAIN AND SHORTNESS OF BREATH": {PAIN, BREATH},
+    "chest pain x3 days, non-radiating, no SOB": {PAIN},
+    "worried about chest tightness and wheeze, not relieved by inhaler": {PAIN},
     "central crushing chest pain radiating to the left arm": {PAIN},
     "pleuritic pain on the left": {PAIN},
     "My chest hurts when I breathe in.": {PAIN},
@@ -45,6 +48,7 @@ SENTENCES: dict[str, set[str]] = {
     "can't breathe lying flat": {BREATH},
     "He cannot breathe through it, and can not breathe at night": {BREATH},
     "unable to breathe deeply": {BREATH},
+    "can hardly breathe": {BREATH},
     "difficulty breathing": {BREATH},
     "orthopnea and leg swelling": {BREATH},
     "coughing up blood": {BLOOD},
@@ -64,9 +68,12 @@ SENTENCES: dict[str, set[str]] = {
     "left lower lobe collapse on the last film": set(),
     "follow-up of a collapsed lung": set(),
     "faint crackles at both bases": set(),
+    "faintness and palpitations": {FAINT},
     "new confusion": {CONFUSED},
     "drowsy and disorientated": {CONFUSED},
     "hypotensive, septic": {SHOCK},
+    "shocked, BP 70/40": {SHOCK},
+    "BP 120/80, no shock": set(),
     "stab wound below the left nipple": {INJURY},
     "three broken ribs after a fall": {INJURY},
     "blunt trauma": {INJURY},
@@ -112,6 +119,14 @@ SENTENCES: dict[str, set[str]] = {
     "Chest pain, now resolved.": set(),
     "the chest pain has gone away": set(),
     "chest pain settled overnight": set(),
+    "chest pain (resolved), cough": set(),
+    "chest pain which resolved yesterday": set(),
+    "chest pain no longer present": set(),
+    "no longer short of breath": set(),
+    "not known to have chest pain": set(),
+    "No SOB/CP/palpitations": set(),
+    "Shortness of breath: denies, chest pain: denies": set(),
+    "previously had chest pain, none now": set(),
     "chest pain: no": set(),
     "- chest pain: no\n- SOB: no\n- fever: yes": set(),
     "Chest pain: none. Dyspnoea: absent.": set(),
@@ -165,6 +180,10 @@ SENTENCES: dict[str, set[str]] = {
     "- fever: no\n- chest pain: yes": {PAIN},
     "chest pain resolved but still breathless": {BREATH},
     "pneumothorax ruled out, chest pain persists": {PAIN},
+    "he denied drinking, chest pain began at noon": {PAIN},
+    "no SOB at rest, but SOB on exertion": {BREATH},
+    "chest pain without dyspnoea": {PAIN},
+    "not confused but drowsy": {CONFUSED},
     "Cough without fever. Night sweats.": {WEIGHT},
     "no rash; coughing up blood; no syncope": {BLOOD},
     "no worsening of shortness of breath": {BREATH},
@@ -184,6 +203,9 @@ SENTENCES: dict[str, set[str]] = {
     "sats dropped from 97% to 85%": {OXYGEN},
     "SpO2 100%, HR 88, RR 20": set(),
     "sats fine, HR 88": set(),
+    "sats 88-90% RA": {OXYGEN},
+    "oxygen saturations low at home": {OXYGEN},
+    "on 28% oxygen, sats 94%": set(),
     "target sats 88-92%": set(),
     "sat down 45 minutes ago": set(),
     "fell on Sat 21 June, aged 85": set(),
