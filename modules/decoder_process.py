@@ -1,7 +1,8 @@
 """Runs a decoder of pydicom in a process of its own.
 
 GDCM, the one permissively licensed decoder of lossless JPEG (which archives like), ends its process on some damaged
-streams. It then ends this one, and not the server. The worker is this very file, run as a script.
+streams, and pylibjpeg-rle panics. They then end this process, and not the server. The worker is this very file, run as
+a script.
 """
 
 import json

@@ -10,8 +10,8 @@ import base64
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from modules.images import display_pixels, encode_png
 from modules.records import Box, CnnPrediction, Finding, FloatArray, Heatmap, HeatmapFinding, Peak, Radiograph
 from modules.settings import Colormap
 
@@ -84,24 +84,6 @@ def overlay_png(
     opacity = (MAX_OPACITY * strength)[..., np.newaxis]
     blended = (1.0 - opacity) * grey[..., np.newaxis] + opacity * colours
     return encode_png(np.rint(blended).astype(np.uint8))
-
-
-def display_pixels(pixels: FloatArray, max_side: int) -> npt.NDArray[np.uint8]:
-    """Return a film (H, W) in [0, 1] as 8-bit greys, shrunk by area when its longest side exceeds `max_side`."""
-    scale = max_side / max(pixels.shape)
-    if scale < 1.0:
-        height, width = (max(1, round(side * scale)) for side in pixels.shape)
-        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    return np.rint(pixels * 255).astype(np.uint8)
-
-
-def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode grey (H, W) or blue-green-red (H, W, 3) pixels as PNG."""
-    # Level 1: a film hardly compresses further, and encoding would cost more than the network.
-    encoded, buffer = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not encoded:
-        raise ValueError(f"no PNG can be made of pixels of shape {pixels.shape}")
-    return buffer.tobytes()
 
 
 def as_base64(data: bytes) -> str:

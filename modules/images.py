@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from modules import greyscale
 from modules.codestream import jpeg_frame
-from modules.dicom import DicomFile, is_dicom
+from modules.dicom import DicomFile
+from modules.dicom_values import is_dicom
 from modules.errors import (
     FileTooLarge,
     ImageError,
@@ -27,6 +27,7 @@ from modules.errors import (
     UndecodableImage,
     UnsupportedImageType,
 )
+from modules.greyscale import render
 from modules.records import FloatArray, ImageHeader, Radiograph
 
 MEBIBYTE = 1 << 20
@@ -124,15 +125,25 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFile:
 
 def to_png(radiograph: Radiograph, max_side: int | None = None) -> bytes:
     """Encode the film as an 8-bit greyscale PNG; one with a side beyond `max_side` is shrunk by area averaging."""
-    pixels: Pixels = radiograph.pixels
+    return encode_png(display_pixels(radiograph.pixels, max_side))
+
+
+def display_pixels(pixels: FloatArray, max_side: int | None) -> npt.NDArray[np.uint8]:
+    """Return a film (H, W) in [0, 1] as 8-bit greys, shrunk by area when its longest side exceeds `max_side`."""
     longest = max(pixels.shape)
     if max_side is not None and longest > max_side:
         height, width = (max(1, round(side * max_side / longest)) for side in pixels.shape)
-        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    grey = cv2.convertScaleAbs(pixels, alpha=255.0)  # rounds to the nearest, and stops at 255
-    out = io.BytesIO()
-    Image.fromarray(grey).save(out, "PNG")
-    return out.getvalue()
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(cv2.convertScaleAbs(pixels, alpha=255.0), np.uint8)  # rounds to the nearest, and stops at 255
+
+
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode grey (H, W) or blue-green-red (H, W, 3) pixels as PNG."""
+    # Level 1: a film hardly compresses further, and encoding would cost more than the network.
+    encoded, buffer = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not encoded:
+        raise ValueError(f"no PNG can be made of pixels of shape {pixels.shape}")
+    return buffer.tobytes()
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
@@ -156,7 +167,7 @@ def _open_dicom(data: bytes, limits: ImageLimits) -> ImageFile:
     def decode(*, invert: bool) -> tuple[FloatArray, float]:
         presentation, stored = file.presentation(), file.pixels()
         if stored.ndim == 2:
-            return greyscale.render(stored, presentation, invert=invert), 0.0
+            return render(stored, presentation, invert=invert), 0.0
         return _inverted(_luminance(stored), invert), _colourfulness(stored)
 
     return ImageFile(header, decode)
@@ -239,7 +250,7 @@ def _decode_raster(data: bytes, kind: str, orientation: int) -> tuple[FloatArray
         image.load()
         upright = image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
         if upright.mode.startswith("I"):  # 16 bits, of which films often use 10 or 12
-            return greyscale.scale_to_own_range(np.asarray(upright)), 0.0
+            return _scale_to_own_range(np.asarray(upright)), 0.0
         if upright.has_transparency_data:
             upright = _over_black(upright.convert("RGBA"))
         elif upright.mode in ("1", "L"):
@@ -260,6 +271,13 @@ def _over_black(image: Image.Image) -> Image.Image:
 def _unit_scale(pixels: Pixels) -> FloatArray:
     """Divide by the largest value of the unsigned type."""
     return np.divide(pixels, np.iinfo(pixels.dtype).max, dtype=np.float32)
+
+
+def _scale_to_own_range(stored: Pixels) -> FloatArray:
+    """Return 16-bit greyscale (H, W) scaled so that its least value is 0 and its largest 1; a flat image is 0."""
+    low, high = int(stored.min()), int(stored.max())
+    scaled = np.subtract(stored, low, dtype=np.float32)
+    return np.divide(scaled, max(high - low, 1), out=scaled)
 
 
 def _luminance(colours: Pixels) -> FloatArray:
