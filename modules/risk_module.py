@@ -11,6 +11,9 @@ from modules.symptoms import red_flags
 LOW_SENTENCE = "No listed finding above its threshold; this does not exclude disease."
 
 
+_URGENCY = (Criticality.IMMEDIATE, Criticality.PROMPT, Criticality.ROUTINE)
+
+
 def assess(fusion: Fusion, uncertainty: Uncertainty, quality: Quality, symptoms: str) -> Risk:
     """Decide the level.
 
@@ -18,7 +21,7 @@ def assess(fusion: Fusion, uncertainty: Uncertainty, quality: Quality, symptoms:
     Moderate: any other finding, or a red flag alone. Low: neither. A finding counts when the CNN detects it on
     sufficient data, or the second reader calls it present.
     """
-    counted = [f for f in fusion.findings if _counts(f)]
+    counted = sorted((f for f in fusion.findings if _counts(f)), key=lambda f: _URGENCY.index(criticality(f.pathology)))
     flags = red_flags(symptoms)
     tiers = {criticality(f.pathology) for f in counted}
     uncounted = _uncounted(fusion)
