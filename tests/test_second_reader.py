@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from modules import multimodal_reasoning
 from modules.errors import ReaderUnavailable
-from modules.multimodal_reasoning import (
+from modules.multimodal_reasoning import SecondReader
+from modules.pathologies import NAMES
+from modules.reasoners.base import (
     MAX_ITEM,
     MAX_ITEMS,
     MAX_QUOTE,
@@ -21,11 +23,9 @@ from modules.multimodal_reasoning import (
     MAX_REPLY,
     Reader,
     ReaderTask,
-    SecondReader,
     parse_replies,
     reply_schemas,
 )
-from modules.pathologies import NAMES
 from modules.reasoners.dummy import DummyReader
 from modules.records import CnnPrediction, ReaderInfo, Reading
 from modules.settings import ReaderMode, Settings

@@ -3,8 +3,8 @@
 It is no second opinion: it states nothing of its own, measures no confidence, and fusion never moves a number for it.
 """
 
-from modules.multimodal_reasoning import Reader, ReaderTask
 from modules.pathologies import NAMES
+from modules.reasoners.base import Reader, ReaderTask
 from modules.records import Reading
 from modules.settings import ReaderMode
 
