@@ -67,6 +67,7 @@ def services(settings: Settings) -> tuple[Service, Service]:
         (
             *(*python, "streamlit", "run", "app.py"),
             *("--server.address", DASHBOARD_HOST, "--server.port", str(settings.dashboard_port)),
+            *("--server.maxUploadSize", str(settings.max_upload_mb)),
         ),
         DASHBOARD_HOST,
         settings.dashboard_port,

@@ -207,7 +207,8 @@ def test_the_services_follow_the_settings() -> None:
     assert api.command[0] == dashboard.command[0] == sys.executable
     assert api.probe_url == "http://127.0.0.1:9000/health"
     assert dashboard.command[1:5] == ("-m", "streamlit", "run", "app.py")
-    assert dashboard.command[5:] == ("--server.address", "127.0.0.1", "--server.port", "9001")
+    assert dashboard.command[5:9] == ("--server.address", "127.0.0.1", "--server.port", "9001")
+    assert dashboard.command[9:] == ("--server.maxUploadSize", "50")
     assert dashboard.probe_url == "http://127.0.0.1:9001/_stcore/health"
     assert dashboard.environment == {"BACKEND_URL": "http://example:1"}
 
