@@ -1,18 +1,20 @@
 """Runs a decoder of pydicom in a process of its own.
 
 GDCM, the one permissively licensed decoder of lossless JPEG (which archives like), ends its process on some damaged
-streams, and pylibjpeg-rle panics. They then end this process, and not the server. The worker is this very file, run as
-a script.
+streams, pylibjpeg-rle panics, and OpenJPEG takes as much memory as a stream's tiles and precincts ask for. They then
+end this process, and not the server. The worker is this very file, run as a script.
 """
 
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 60.0  # 40 million pixels take a few seconds
+TIMEOUT_S = 20.0  # 40 million pixels take a few seconds
+MAX_MEMORY_BYTES = 2 << 30  # of address space; decoding 40 million pixels of 16 bits takes less than half
 
 
 class DecoderProcessError(Exception):
@@ -31,6 +33,7 @@ def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: in
             stderr=subprocess.DEVNULL,
             timeout=TIMEOUT_S,
             check=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread would reserve memory of its own
         )
     except (OSError, subprocess.SubprocessError) as exc:
         raise DecoderProcessError from exc
@@ -39,8 +42,17 @@ def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: in
     return done.stdout
 
 
+def _limit_memory() -> None:
+    """Bound the memory of this process, on the systems that can."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit, macOS may refuse it
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+
+
 def _work() -> None:
     """Answer one request: a line of JSON and the data on standard input, the pixels on standard output."""
+    _limit_memory()
     answer = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # C++ code may print; it must not print into the pixels
 

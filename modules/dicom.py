@@ -252,7 +252,12 @@ def _decode(data: bytes, syntax: str, layout: Layout, **options: Any) -> StoredP
     options |= asdict(layout) | {"number_of_frames": 1}
     kind = np.dtype(f"{'ui'[layout.pixel_representation]}{layout.bits_allocated // 8}")
     shape = (layout.rows, layout.columns, layout.samples_per_pixel)[: 2 if layout.samples_per_pixel == 1 else 3]
-    trusted = syntax in NATIVE or (layout.samples_per_pixel == 1 and options["decoding_plugin"] in TRUSTED_DECODERS)
+    trusted = syntax in NATIVE or (
+        layout.samples_per_pixel == 1
+        and options["decoding_plugin"] in TRUSTED_DECODERS
+        # whose tiles and precincts can ask for gigabytes on a few bytes
+        and syntax not in JPEG_2000
+    )
     with refused_as_damaged():
         if not trusted:
             decoded = decode_elsewhere(data, syntax, options, math.prod(shape) * kind.itemsize)

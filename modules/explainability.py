@@ -79,11 +79,14 @@ def overlay_png(
     grey = display_pixels(radiograph.pixels, MAX_OVERLAY_SIDE)
     height, width = radiograph.pixels.shape
     cam = _on_film(np.maximum(contributions, 0.0), prediction, (height, width), grey.shape)
-    strength = np.clip(cam / FULL_SCALE_LOG_ODDS, 0.0, 1.0)
-    colours = cv2.applyColorMap(np.rint(strength * 255).astype(np.uint8), _COLORMAPS[colormap])
-    opacity = (MAX_OPACITY * strength)[..., np.newaxis]
-    blended = (1.0 - opacity) * grey[..., np.newaxis] + opacity * colours
-    return encode_png(np.rint(blended).astype(np.uint8))
+    strength = cv2.convertScaleAbs(cam, alpha=255 / FULL_SCALE_LOG_ODDS)  # stops at 255
+    opacity = MAX_OPACITY * np.arange(256) / 255
+    colours = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[np.newaxis], _COLORMAPS[colormap])
+    paint = np.rint(colours * opacity[:, np.newaxis]).astype(np.uint8)
+    share_of_film = np.rint(255 * (1.0 - opacity)).astype(np.uint8)
+    film = cv2.multiply(grey, cv2.LUT(strength, share_of_film), scale=1 / 255)
+    painted = cv2.add(cv2.merge([film] * 3), cv2.LUT(cv2.merge([strength] * 3), paint))
+    return encode_png(np.asarray(painted, np.uint8))
 
 
 def as_base64(data: bytes) -> str:

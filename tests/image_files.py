@@ -143,3 +143,18 @@ def dicom(
 def part_10(body: bytes, syntax: str = EXPLICIT) -> bytes:
     """Preamble, prefix and file meta information before a data set."""
     return b"\0" * 128 + b"DICM" + element(0x00020010, "UI", syntax) + body
+
+
+def jpeg_2000_precinct_bomb(side: int) -> bytes:
+    """A codestream of some 200 bytes whose precincts of one or two pixels make a decoder ask for gigabytes."""
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+    levels = 5
+    size = segment(0x51, struct.pack(">H8LH3B", 0, side, side, 0, 0, side, side, 0, 0, 1, 7, 1, 1))
+    coding = segment(0x52, struct.pack(">BBHBBBBBB", 1, 0, 1, 0, levels, 0, 0, 0, 1) + bytes([0x11] * (levels + 1)))
+    quantisation = segment(0x5C, bytes([0x40] * (3 * levels + 2)))
+    packets = bytes(20)
+    tile = segment(0x90, struct.pack(">HLBB", 0, 14 + len(packets), 0, 1)) + b"\xff\x93" + packets
+    return b"\xff\x4f" + size + coding + quantisation + tile + b"\xff\xd9"

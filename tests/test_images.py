@@ -1171,3 +1171,18 @@ def test_real_films() -> None:
         film = decode(path.read_bytes())
         assert film.pixels.shape == (film.header.height, film.header.width)
         assert film.pixels.std() > 0.02
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only here is the memory of a process bounded for sure"
+)
+def test_a_stream_that_asks_for_gigabytes_takes_them_from_nobody() -> None:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    stream = f.jpeg_2000_precinct_bomb(6320)
+    assert len(stream) < 200
+    elements = {f.ROWS: ("US", 6320), f.COLUMNS: ("US", 6320)}
+    with pytest.raises(errors.UndecodableImage):
+        decode(f.dicom(np.zeros((8, 8), np.uint8), elements, syntax=f.JPEG_2000, compressed=f.fragments(stream)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
