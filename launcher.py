@@ -55,7 +55,11 @@ def services(settings: Settings) -> tuple[Service, Service]:
     dashboard_url = f"http://{DASHBOARD_HOST}:{settings.dashboard_port}"
     api = Service(
         "API",
-        (*python, "uvicorn", "main:app", "--host", settings.backend_host, "--port", str(settings.backend_port)),
+        (
+            *(*python, "uvicorn", "main:app", "--host", settings.backend_host, "--port", str(settings.backend_port)),
+            # h11 bounds the headers of a request, which httptools does not; nothing here speaks WebSocket
+            *("--http", "h11", "--ws", "none"),
+        ),
         settings.backend_host,
         settings.backend_port,
         "BACKEND_PORT",

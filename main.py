@@ -44,6 +44,7 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
         lifespan=lifespan,
         form_limits=FORM_LIMITS,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.add_middleware(RequestBoundary, max_film_bytes=settings.max_upload_bytes)
     app.add_exception_handler(AssistantError, problems.domain_error)

@@ -30,5 +30,6 @@ def configure(level: str) -> None:
         logger.propagate = False
     # pydicom's messages may repeat what a header says
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)  # quotes bytes of a broken form
     # uvicorn's access log repeats the address asked for, with whatever somebody typed into it
     logging.getLogger("uvicorn.access").disabled = True

@@ -16,6 +16,8 @@ logger = logging.getLogger("assistant.http")
 REQUEST_ID_HEADER = "X-Request-ID"
 FORM_OVERHEAD_BYTES = 1 << 20  # what a form may add to the film that it carries
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+MAX_CONTENT_TYPE = 512  # characters
+_FOREIGN_CHARSET = re.compile(r"charset(?!\s*=\s*\"?utf-?8\b)")
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -47,7 +49,9 @@ class RequestBoundary:
         exchange = _Exchange(request_id, receive, send, self._max_body_bytes)
         start = time.perf_counter()
         try:
-            if exchange.declared_too_large(headers):
+            if not _plain_charset(headers):
+                await problems.foreign_charset(request_id)(scope, receive, exchange.send)
+            elif exchange.declared_too_large(headers):
                 await problems.too_large(request_id, self._max_film_bytes)(scope, receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
@@ -69,6 +73,12 @@ class RequestBoundary:
                 "milliseconds": round(1000 * (time.perf_counter() - start), 1),
             }
             logger.info("request", extra={"fields": fields})
+
+
+def _plain_charset(headers: Headers) -> bool:
+    """Say whether the form is UTF-8: some codecs of Python take quadratic time, and a request may name any."""
+    content_type = headers.get("content-type", "").lower()
+    return len(content_type) <= MAX_CONTENT_TYPE and not _FOREIGN_CHARSET.search(content_type)
 
 
 class _Exchange:

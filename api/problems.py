@@ -133,6 +133,19 @@ def internal_error(id_: str) -> Response:
     )
 
 
+def foreign_charset(id_: str) -> Response:
+    """Answer a form that is not UTF-8."""
+    return answer(
+        Problem(
+            title=_phrase(415),
+            status=415,
+            detail="The request's Content-Type names a character set other than UTF-8, or is too long. Send UTF-8.",
+            code="unsupported_charset",
+            request_id=id_,
+        )
+    )
+
+
 def too_large(id_: str, limit_bytes: int) -> Response:
     """Answer a body that is larger than any accepted film."""
     return answer(

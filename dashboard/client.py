@@ -201,7 +201,7 @@ def _seconds(header: str | None) -> int | None:
 
 
 def _explained(problem: Problem, status: int, retry_after_s: int | None) -> str:
-    parts = [problem.title, problem.detail] if problem.title not in problem.detail else [problem.detail]
+    parts = [problem.detail]
     fields = [": ".join(error.values()) for error in problem.errors or ()]
     parts += [field for field in fields if field not in problem.detail]
     if status == httpx.codes.SERVICE_UNAVAILABLE:

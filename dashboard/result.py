@@ -27,7 +27,6 @@ def show_risk(analysis: Analysis) -> None:
     with review:
         st.subheader("Review needed" if analysis.needs_review else "Review")
         bullets(analysis.review_reasons or ("No special reason. A professional must read the film in any case.",))
-        show_lines("Quality of the film", tuple(warning.message for warning in analysis.quality.warnings))
 
 
 def show_level(level: RiskLevel) -> None:
@@ -52,7 +51,10 @@ def show_confidence(analysis: Analysis) -> None:
         border=True,
     )
     fused.metric("Fused confidence", f"{analysis.confidence_scores.fused:.2f}", border=True)
-    st.caption("How decided the models are, from 0 to 1. It is not how often they are right.")
+    st.caption(
+        "How decided the models are, from 0 to 1, not how often they are right: high on any film with low "
+        "probabilities, also when disease is missed."
+    )
     if not analysis.reader.independent:
         plain(f"No second model read this film. Why: {analysis.reader.fallback_reason or 'none was asked for'}")
 
@@ -151,7 +153,9 @@ def show_reader(analysis: Analysis) -> None:
             st.caption("Written from a template, not by a model: it is no second opinion and moved no number.")
         plain(analysis.clinical_reasoning or "Nothing was written.")
     with differential:
-        st.subheader("Differential")
+        st.subheader(
+            "Differential" if analysis.reader.independent else "Detected by the CNN (no differential was made)"
+        )
         ranked = enumerate(analysis.differential_diagnosis, start=1)
         plain("\n".join(f"{rank}.  {name}" for rank, name in ranked) or "None was given.")
     show_lines("What the second reader says of each finding", reader_lines(analysis.findings))
@@ -207,6 +211,8 @@ def show_provenance(analysis: Analysis) -> None:
         "Reader took": f"{reader.seconds:.1f} s",
         "Film": f"{analysis.image.width} × {analysis.image.height} pixels"
         + (", greyscale inverted by request" if quality.inverted_by_request else ""),
+        "View": quality.view_position or "not stated",
+        "Age": {None: "not stated", True: "under 18", False: "18 or over"}[quality.under_18],
         "Input gate": f"{quality.gate_score:.2f}{', overridden' if quality.forced else ''}. {quality.reason}",
         "Stages": ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in analysis.timings_ms.items()) or NOT_MEASURED,
         "Request": analysis.request_id,

@@ -177,8 +177,8 @@ def show_welcome(client: AssistantClient) -> None:
     """Say what to do first, and whether the server is ready for it."""
     st.subheader("Choose a film in the panel on the left")
     plain(
-        "The film is read twice: by a neural network that gives a calibrated probability for each of 14 findings, and "
-        "by a second reader, a language model that sees the film. Where the two differ, the page says so."
+        "A neural network gives a calibrated probability for each of 14 findings. Where a second reader runs, a "
+        "language model that sees the film, it reads the film too, and the page says where the two differ."
     )
     try:
         health = client.health()
@@ -309,5 +309,5 @@ def show_images(session: Session, client: AssistantClient, job: Job, analysis: A
         st.subheader("The film")
         show_film(session, client, job.request.film, job.request.invert)
     with overlay:
-        st.subheader("Where the CNN looked")
+        st.subheader("What raised the CNN's score")
         result.show_overlay(analysis)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from modules.errors import UndecodableImage
 
+START_OF_SCAN = b"\xff\xda"
+MAX_JPEG_SCANS = 200  # encoders write one, progressive ones about ten
 MAX_JPEG_SEGMENTS = 10_000  # far above any real file; bounds the time that a hostile one takes
 
 # ITU-T T.81 table B.1, and T.87 (JPEG-LS): start-of-frame markers, without DHT (C4), JPG (C8) and DAC (CC).
@@ -31,7 +33,8 @@ class FrameHeader:
 
 def jpeg_frame(stream: bytes) -> FrameHeader:
     """Read the frame header of a JPEG (ITU-T T.81, B.2.2) or JPEG-LS (T.87, C.2.2) stream."""
-    if stream[:2] != b"\xff\xd8":
+    # A decoder goes over the whole image once a scan; this marker cannot stand within compressed data (T.81, B.1.1.5).
+    if stream[:2] != b"\xff\xd8" or stream.count(START_OF_SCAN) > MAX_JPEG_SCANS:
         raise _damaged("JPEG")
     position = 2
     try:

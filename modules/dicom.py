@@ -228,6 +228,8 @@ def _decode_compressed(frame: bytes, syntax: str, layout: Layout) -> StoredPixel
 
     if syntax in JPEG_2000:  # may stand in a JP2 file, which DICOM forbids but some software writes
         frame = frame[max(0, frame.find(JPEG_2000_START)) :]
+    if not frame:
+        raise UndecodableImage(DAMAGED)
     if syntax != RLE_LOSSLESS:  # which states no size
         _require_same_size(frame, syntax, layout)
     return _decode(encapsulate([frame], has_bot=False), syntax, layout, decoding_plugin=_decoders(syntax)[0])

@@ -18,15 +18,17 @@ from modules.settings import Colormap
 # Log-odds per cell that get the full colour; chosen, not fitted: near the 95th percentile of the largest cell of what
 # the embedded weights detect on validation films.
 FULL_SCALE_LOG_ODDS = 0.18
+FAINT_SHARE = 0.2  # of the full colour; below it nothing stands out
 MAX_OPACITY = 0.65
 MAX_OVERLAY_SIDE = 1024  # pixels; a screen shows no more
 MIN_CELLS_FOR_A_BOX = 14  # on the shorter side; a 7 × 7 cell is a seventh of the chest, which outlines nothing
 BOX_LEVEL = 0.5  # share of the peak's value above which cells belong to the box
 
+# Each with the place on it that stands for nothing: inferno's black would darken lung, as air does.
 _COLORMAPS = {
-    Colormap.INFERNO: cv2.COLORMAP_INFERNO,
-    Colormap.VIRIDIS: cv2.COLORMAP_VIRIDIS,
-    Colormap.JET: cv2.COLORMAP_JET,
+    Colormap.INFERNO: (cv2.COLORMAP_INFERNO, 80),
+    Colormap.VIRIDIS: (cv2.COLORMAP_VIRIDIS, 80),
+    Colormap.JET: (cv2.COLORMAP_JET, 0),
 }
 
 
@@ -58,15 +60,16 @@ def heatmap(finding: Finding, contributions: FloatArray, prediction: CnnPredicti
     )
 
 
-def heatmap_finding(finding: Finding) -> HeatmapFinding:
-    """Say which finding the overlay shows, and whether it is one."""
+def heatmap_finding(finding: Finding, contributions: FloatArray) -> HeatmapFinding:
+    """Say which finding the overlay shows, whether it is one, and how little a map proves."""
+    name = finding.pathology
     if finding.detected:
-        note = f"Where the CNN looked for {finding.pathology}, which it detected."
+        note = f"What raised the CNN's score for {name}, which it detected."
     else:
-        note = (
-            f"{finding.pathology} was NOT detected: it is only the finding closest to its operating threshold. "
-            "The map shows what spoke for it."
-        )
+        note = f"{name} was NOT detected: of those with sufficient data, only the one closest to its threshold."
+    if float(contributions.max()) < FAINT_SHARE * FULL_SCALE_LOG_ODDS:
+        note += " No region stands out."
+    note += " A coarse map: it does not locate the finding or its side."
     return HeatmapFinding(
         pathology=finding.pathology, detected=finding.detected, probability=finding.cnn_probability, note=note
     )
@@ -81,7 +84,8 @@ def overlay_png(
     cam = _on_film(np.maximum(contributions, 0.0), prediction, (height, width), grey.shape)
     strength = cv2.convertScaleAbs(cam, alpha=255 / FULL_SCALE_LOG_ODDS)  # stops at 255
     opacity = MAX_OPACITY * np.arange(256) / 255
-    colours = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[np.newaxis], _COLORMAPS[colormap])
+    kind, first = _COLORMAPS[colormap]
+    colours = cv2.applyColorMap(np.linspace(first, 255, 256).astype(np.uint8)[np.newaxis], kind)
     paint = np.rint(colours * opacity[:, np.newaxis]).astype(np.uint8)
     share_of_film = np.rint(255 * (1.0 - opacity)).astype(np.uint8)
     film = cv2.multiply(grey, cv2.LUT(strength, share_of_film), scale=1 / 255)
@@ -108,11 +112,11 @@ def _peak(cam: FloatArray, prediction: CnnPrediction) -> Peak | None:
 
 
 def _zone(peak: Peak, height: int, width: int) -> str:
-    """Name the third of the height and the side of the film; a frontal film shows the patient's right on its left."""
+    """Name the third and the half of the image; not the patient's side, which a grid this coarse often misses."""
     third = ("upper", "middle", "lower")[min(2, int(3 * peak.y / height))]
     across = peak.x / width
-    side = "central" if 0.42 <= across <= 0.58 else "patient's right" if across < 0.5 else "patient's left"
-    return f"{third} third, {side}"
+    side = "centre" if 0.42 <= across <= 0.58 else "left half" if across < 0.5 else "right half"
+    return f"{third} third, {side} of the image"
 
 
 def _box(cam: FloatArray, prediction: CnnPrediction) -> Box | None:

@@ -33,6 +33,7 @@ from modules.records import FloatArray, ImageHeader, Radiograph
 MEBIBYTE = 1 << 20
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
+MAX_SIDE = 20_000  # pixels; resizing takes memory by the side, and no detector has as many
 MAX_PNG_CHUNKS = 200_000  # far above any real file; bounds the time that a hostile one takes
 COLOUR_SAMPLE_SIDE = 512  # colourfulness is a mean: it is measured on a copy of at most this many rows and columns
 EXIF_ORIENTATION = 0x0112
@@ -154,6 +155,8 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
             f"The image has {width} x {height} pixels; the limit is {limits.max_pixels / 1e6:g} million. "
             "Send a single film, or a smaller export of it."
         )
+    if max(width, height) > MAX_SIDE:
+        raise TooManyPixels(f"The image has a side of more than {MAX_SIDE} pixels. Send a smaller export of the film.")
 
 
 # ── DICOM ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -95,5 +95,5 @@ def _make_or_explain(mode: ReaderMode) -> Reader:
 
 def _make(mode: ReaderMode) -> Reader:
     if mode not in BACK_ENDS:
-        raise ReaderUnavailable(f"This version of the assistant has no reader {mode!r} yet.")
+        raise ReaderUnavailable(f"This version of the assistant has no reader {mode!r}.")
     return BACK_ENDS[mode]()

@@ -30,7 +30,7 @@ PATHOLOGIES: tuple[Pathology, ...] = (
     Pathology("Cardiomegaly", Criticality.ROUTINE),
     Pathology("Effusion", Criticality.PROMPT),
     Pathology("Infiltration", Criticality.ROUTINE),
-    Pathology("Mass", Criticality.PROMPT),
+    Pathology("Mass", Criticality.ROUTINE),
     Pathology("Nodule", Criticality.ROUTINE),
     Pathology("Pneumonia", Criticality.PROMPT),
     Pathology("Pneumothorax", Criticality.IMMEDIATE),

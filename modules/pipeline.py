@@ -120,7 +120,7 @@ class Pipeline:
             quality=quality,
             needs_review=risk.needs_review,
             review_reasons=risk.review_reasons,
-            heatmap_finding=explainability.heatmap_finding(fused.findings[top]) if overlay else None,
+            heatmap_finding=explainability.heatmap_finding(fused.findings[top], maps[top]) if overlay else None,
             heatmaps=described,
             model=self.cnn.info,
             image=ImageSize(width=width, height=height),

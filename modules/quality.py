@@ -5,6 +5,7 @@ gradients (Dalal and Triggs, CVPR 2005) say how its edges run, and a multinomial
 from an inverted one, a turned one and anything else. `python -m training.gate` fits it.
 """
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ N_FEATURES = THUMBNAIL_SIDE**2 + CELLS**2 * ORIENTATIONS  # 768
 FLAT_CONTRAST = 4 / 255  # between the 1st and 99th percentile; less is a blank image
 MAX_ASPECT = 2.0
 MAX_COLOURFULNESS = 0.1  # mean spread between colour channels; a photograph of a film is below
+MIN_READABLE_SIDE_PX = 64  # smaller than any film that the network was trained on
 MIN_SIDE_PX = 224  # fewer pixels than the network's input
 MAX_WHITE_SHARE = 0.15  # of the pixels at the very top of the scale
 MAX_BLACK_SHARE = 0.6
@@ -38,8 +40,9 @@ ADULT_AGE = 18  # years
 
 # DICOM PS3.3 C.7.3.1.1.1: modalities that can hold a projection radiograph; others never do.
 PROJECTION_MODALITIES = frozenset({"CR", "DX", "DR", "RG", "RF", "XA", "OT", "SC"})
-# DICOM PS3.3 C.8.7.1.1: right and left lateral; the words that some vendors write instead.
-LATERAL_VIEWS = frozenset({"LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT"})
+# DICOM PS3.3 C.8.7.1.1: right and left lateral, and the words that some vendors write instead.
+LATERAL_VIEW = re.compile(r"\b(?:LL|RL|[LR]?LAT\w*)\b")
+FRONTAL_VIEWS = frozenset({"AP", "PA"})
 CHEST_WORDS = ("CHEST", "THORAX", "LUNG", "RIB", "HEART")
 
 
@@ -144,6 +147,7 @@ class InputGate:
             warnings=_warnings(radiograph),
             forced=refusal is not None,
             inverted_by_request=radiograph.inverted_by_request,
+            view_position=radiograph.header.view_position,
             under_18=under_18,
         )
 
@@ -175,8 +179,10 @@ class InputGate:
                 "or send it with force=true if it is upright.",
                 score,
             )
-        reason = reason or f"This does not look like a frontal chest radiograph {numbers}."
-        return NotAChestRadiograph(f"{reason} If it is one, send it again with force=true.", score)
+        way_on = "If it is one, send it again with force=true."
+        if reason is not None:  # the score had no part in it
+            return NotAChestRadiograph(f"{reason} {way_on}")
+        return NotAChestRadiograph(f"This does not look like a frontal chest radiograph {numbers}. {way_on}", score)
 
 
 def _plain_reason(radiograph: Radiograph) -> str | None:
@@ -184,6 +190,8 @@ def _plain_reason(radiograph: Radiograph) -> str | None:
     height, width = radiograph.pixels.shape
     if max(height, width) > MAX_ASPECT * min(height, width):
         return f"No chest radiograph is {width} x {height} pixels."
+    if min(height, width) < MIN_READABLE_SIDE_PX:
+        return f"{width} x {height} pixels are too few to read."
     if radiograph.colourfulness > MAX_COLOURFULNESS:
         return "The image is in colour; a radiograph is grey."
     return _header_reason(radiograph.header)
@@ -192,7 +200,7 @@ def _plain_reason(radiograph: Radiograph) -> str | None:
 def _header_reason(header: ImageHeader) -> str | None:
     if header.modality and header.modality not in PROJECTION_MODALITIES:
         return f"The DICOM header says modality {header.modality}, which is no projection radiograph."
-    if header.view_position in LATERAL_VIEWS:
+    if LATERAL_VIEW.search(header.view_position or ""):
         return "The DICOM header says that this is a lateral view."
     return None
 
@@ -206,6 +214,8 @@ def _warnings(radiograph: Radiograph) -> tuple[QualityWarning, ...]:
     white, black = float((pixels >= FULL_GREY).mean()), float((pixels <= 1 - FULL_GREY).mean())
     if white > MAX_WHITE_SHARE or black > MAX_BLACK_SHARE:
         found.append(("clipped", f"{white:.0%} of the pixels are pure white and {black:.0%} pure black."))
+    if header.view_position and header.view_position not in FRONTAL_VIEWS:
+        found.append(("view", "The DICOM header names a view other than PA or AP."))
     if header.body_part and not any(word in header.body_part for word in CHEST_WORDS):
         found.append(("body_part", "The DICOM header names a body part other than the chest."))
     return tuple(QualityWarning(code=code, message=message) for code, message in found)

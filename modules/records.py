@@ -17,7 +17,8 @@ from modules.settings import ReaderMode
 
 DISCLAIMER = (
     "For research and education only. Not a medical device, not for diagnosis or treatment: the numbers come from "
-    "models that miss findings and report false ones. A qualified professional must read the film."
+    "models that miss findings and report false ones, and that look for 14 pathologies only: not for fractures, free "
+    "air, tubes or lines. A qualified professional must read the film."
 )
 
 MAX_SYMPTOMS = 4000  # characters
@@ -91,6 +92,7 @@ class Quality(Record):
     warnings: tuple[QualityWarning, ...] = ()
     forced: bool = False
     inverted_by_request: bool = False
+    view_position: str | None = Field(None, description="From the DICOM header, such as PA or AP")
     under_18: bool | None = Field(None, description="From the DICOM header; null when it is not known")
 
 
@@ -306,7 +308,7 @@ class Heatmap(Record):
     probability: Probability
     grid: tuple[tuple[Number, ...], ...] = Field(description="Rows of cells, in calibrated log-odds per cell")
     peak: Peak | None = Field(description="Null when no cell speaks for the pathology")
-    zone: str | None = Field(description="Where the peak lies on the film, the patient's right being on its left")
+    zone: str | None = Field(description="Where the peak lies in the image")
     box: Box | None = Field(description="Around the peak; null where the grid is too coarse to mean one")
     grid_to_image: GridToImage
 
@@ -318,9 +320,6 @@ class HeatmapFinding(Record):
     detected: bool
     probability: Probability
     note: str
-
-
-# ── The whole answer ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class ConfidenceScores(Record):

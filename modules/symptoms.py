@@ -59,6 +59,9 @@ _FLAGS: tuple[tuple[str, str], ...] = (
         r"|night sweats",
     ),
 )
+# Flags that need action by themselves, and flags that come on over weeks; every other one is acute.
+IMMEDIATE_FLAGS = frozenset({"low oxygen", "low blood pressure or shock"})
+SLOW_FLAGS = frozenset({"weight loss"})
 _FLAG_PATTERNS = tuple((name, re.compile(rf"\b(?:{words})", re.IGNORECASE)) for name, words in _FLAGS)
 
 LOW_SATURATION = 92  # per cent; below it, oxygen is commonly prescribed (BTS guideline for oxygen use, 2017: 94-98 %)
@@ -107,6 +110,12 @@ _AFFIRMED_AFTER = re.compile(
     r"|(?:has |have )?(?:began|begun|started|persists?|continues?|returned)\b)",
     re.IGNORECASE,
 )
+# "Denies smoking, haemoptysis for 2 weeks": nobody denies something with an onset, unless an "or" closes the list.
+_WITH_ONSET = re.compile(
+    r" ?(?:for (?:the )?(?:past |last )?(?:\d+|a|one|two|three|several|some)\b|since\b|x ?\d|today\b|yesterday\b"
+    r"|this (?:morning|evening|week)\b|\d+ ?(?:days?|weeks?|hours?|months?)\b)",
+    re.IGNORECASE,
+)
 # Not a denial, though it begins like one, and an "or" that makes no list.
 _PSEUDO_NEGATIONS = re.compile(
     r"\b(?:(?:not|\w+n'?t) (?:only|just|sure|certain|improv\w+|resolv\w+|better|relieved|wors\w+|deny"
@@ -147,6 +156,9 @@ def _negated(before: str, after: str) -> bool:
     """Say whether a symptom is negated, by what stands before and after it in its clause."""
     if _AFFIRMED_AFTER.match(after):
         return False
+    last_item = before.rpartition(",")
+    if last_item[1] and _WITH_ONSET.match(after) and not _LAST_OF_LIST.search(before):
+        return any(cue.search(last_item[2]) for cue in (_NEGATES_LIST, _NEGATES_NEXT))
     if _NEGATED_AFTER.match(after) or _NEGATES_LIST.search(before):
         return True
     cues = [cue.end() for cue in _NEGATES_NEXT.finditer(before)]

@@ -9,7 +9,7 @@ from modules.records import CnnPrediction, FloatArray, Fusion, Quality, Reading,
 # A finding that the reader passes over in silence lowers the fused confidence by this share; chosen, not fitted.
 SILENCE_PENALTY = 0.05
 # Nearer to its operating point than this, in log-odds, a finding is borderline. Chosen so that this and the mirror
-# check together ask for review on at most a quarter of normal validation films; the card holds the measured share.
+# check, with every film rated High, ask for review on at most a third of normal validation films (see the card).
 BORDERLINE_LOG_ODDS = 0.05
 
 _URGENCY = np.array([{"immediate": 3, "prompt": 2, "routine": 1}[p.criticality.value] for p in PATHOLOGIES])

@@ -891,3 +891,16 @@ def test_uvicorn_ends_when_the_weights_are_wrong() -> None:
     assert ended.returncode != 0
     assert "CXR_WEIGHTS is 'nowhere'" in ended.stderr
     assert "Uvicorn running" not in ended.stderr
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-16", "utf-7"])
+def test_a_form_that_is_not_utf_8_is_refused_unread(client: TestClient, charset: str) -> None:
+    form = raw_form(('name="symptoms"', b"a" * 1000))
+    kind = f"multipart/form-data; charset={charset}; boundary=X"
+    assert_problem(client.post("/analyze", content=form, headers={"Content-Type": kind}), 415, "unsupported_charset")
+
+
+def test_a_form_may_say_that_it_is_utf_8(client: TestClient, film_png: bytes) -> None:
+    form = raw_form((FILE, film_png), ('name="symptoms"', "Fieber, Übelkeit".encode()))
+    kind = "multipart/form-data; charset=UTF-8; boundary=X"
+    assert client.post("/analyze", content=form, headers={"Content-Type": kind}).status_code == 200

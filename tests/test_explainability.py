@@ -126,10 +126,10 @@ def finding_of(prediction: CnnPrediction) -> explainability.Finding:
 @pytest.mark.parametrize(
     ("row", "column", "zone"),
     [
-        (0, 0, "upper third, patient's right"),
-        (6, 6, "lower third, patient's left"),
-        (3, 3, "middle third, central"),
-        (6, 0, "lower third, patient's right"),
+        (0, 0, "upper third, left half of the image"),
+        (6, 6, "lower third, right half of the image"),
+        (3, 3, "middle third, centre of the image"),
+        (6, 0, "lower third, left half of the image"),
     ],
 )
 def test_peak_and_zone_follow_the_hot_cell(row: int, column: int, zone: str) -> None:
@@ -222,6 +222,9 @@ def test_every_colormap_paints(colormap: Colormap) -> None:
 @pytest.mark.parametrize("threshold", [0.4, 0.6])
 def test_the_note_says_whether_the_shown_finding_is_one(threshold: float) -> None:
     prediction = replace(prediction_with_a_hot_cell(3, 3), thresholds=np.full(14, threshold, np.float32))
-    shown = explainability.heatmap_finding(finding_of(prediction))
+    maps = explainability.calibrated_maps(prediction)
+    shown = explainability.heatmap_finding(finding_of(prediction), maps[0])
+    assert "No region stands out" not in shown.note
+    assert "No region stands out" in explainability.heatmap_finding(finding_of(prediction), 0.01 * maps[0]).note
     assert shown.detected == (threshold < 0.5)
     assert ("NOT detected" in shown.note) == (threshold > 0.5)

@@ -1186,3 +1186,23 @@ def test_a_stream_that_asks_for_gigabytes_takes_them_from_nobody() -> None:
     with pytest.raises(errors.UndecodableImage):
         decode(f.dicom(np.zeros((8, 8), np.uint8), elements, syntax=f.JPEG_2000, compressed=f.fragments(stream)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    whole = f.pillow(Image.new("L", (64, 64)), "JPEG", progressive=True)
+    assert decode(whole).pixels.shape == (64, 64)
+    scans = whole[whole.index(b"\xff\xda") : whole.rindex(b"\xff\xd9")]
+    with pytest.raises(errors.UndecodableImage):
+        open_image(whole[:-2] + scans * 200 + whole[-2:])
+
+
+def test_a_side_that_no_detector_has_is_refused() -> None:
+    with pytest.raises(errors.TooManyPixels, match="side"):
+        open_image(f.pillow(Image.new("L", (20_001, 2)), "PNG"))
+
+
+@pytest.mark.parametrize("frame", [b"", None])
+def test_an_empty_fragment_is_damage(frame: bytes | None) -> None:
+    compressed = f.fragments(*([] if frame is None else [frame]))
+    with pytest.raises(errors.UndecodableImage):
+        decode(f.dicom(SHADES, syntax=f.RLE, compressed=compressed))

@@ -203,7 +203,8 @@ def test_the_services_follow_the_settings() -> None:
         _env_file=None, backend_host="0.0.0.0", backend_port=9000, dashboard_port=9001, backend_url="http://example:1/"
     )
     api, dashboard = services(settings)
-    assert api.command[1:] == ("-m", "uvicorn", "main:app", "--host", "0.0.0.0", "--port", "9000")
+    assert api.command[1:8] == ("-m", "uvicorn", "main:app", "--host", "0.0.0.0", "--port", "9000")
+    assert api.command[8:] == ("--http", "h11", "--ws", "none")
     assert api.command[0] == dashboard.command[0] == sys.executable
     assert api.probe_url == "http://127.0.0.1:9000/health"
     assert dashboard.command[1:5] == ("-m", "streamlit", "run", "app.py")

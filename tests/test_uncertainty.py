@@ -122,9 +122,9 @@ def test_the_fused_confidence_averages_what_was_measured(said, token_confidence,
 
 
 def test_a_denial_counts_once_in_the_agreement_and_a_silence_once_as_a_silence() -> None:
-    prediction = predict({"Mass": FAR, "Hernia": FAR})
+    prediction = predict({"Pneumonia": FAR, "Hernia": FAR})
     cnn = cnn_confidence(prediction.probabilities)
-    denied = measure(prediction, read({"Mass": "absent", "Hernia": "present"}, 0.6))
+    denied = measure(prediction, read({"Pneumonia": "absent", "Hernia": "present"}, 0.6))
     assert denied.fused == pytest.approx((cnn + 0.6 + 0.5) / 3)
     silent = measure(prediction, read({"Hernia": "present"}, 0.6))
     assert silent.fused == pytest.approx((cnn + 0.6 + 1.0) / 3 * (1.0 - SILENCE_PENALTY))
@@ -181,7 +181,7 @@ def test_a_lone_borderline_finding_asks_for_review(name: str, probability: float
 @pytest.mark.parametrize("threshold", [0.02, 0.5, 0.9])
 def test_borderline_is_a_distance_in_log_odds(threshold: float, margin: float, borderline: bool) -> None:
     probability = 1.0 / (1.0 + (1.0 - threshold) / threshold * math.exp(-margin))
-    prediction = predict({"Mass": probability}, {"Mass": threshold}, default=0.001)
+    prediction = predict({"Pneumonia": probability}, {"Pneumonia": threshold}, default=0.001)
     assert bool(reasons(prediction)) is borderline
 
 
@@ -189,11 +189,11 @@ def test_borderline_is_a_distance_in_log_odds(threshold: float, margin: float, b
     ("probabilities", "borderline"),
     [
         ({"Pneumothorax": FAR, "Edema": NEAR}, []),
-        ({"Pneumothorax": FAR, "Mass": JUST_BELOW, "Hernia": NEAR}, []),
-        ({"Mass": FAR, "Hernia": NEAR, "Effusion": JUST_BELOW}, []),
-        ({"Mass": FAR, "Edema": JUST_BELOW}, ["Edema"]),
-        ({"Hernia": FAR, "Mass": NEAR, "Nodule": NEAR}, ["Mass"]),
-        ({"Mass": NEAR, "Effusion": NEAR}, ["Effusion", "Mass"]),
+        ({"Pneumothorax": FAR, "Pneumonia": JUST_BELOW, "Hernia": NEAR}, []),
+        ({"Pneumonia": FAR, "Hernia": NEAR, "Effusion": JUST_BELOW}, []),
+        ({"Pneumonia": FAR, "Edema": JUST_BELOW}, ["Edema"]),
+        ({"Hernia": FAR, "Pneumonia": NEAR, "Nodule": NEAR}, ["Pneumonia"]),
+        ({"Pneumonia": NEAR, "Effusion": NEAR}, ["Effusion", "Pneumonia"]),
         ({"Hernia": JUST_BELOW, "Fibrosis": JUST_BELOW}, ["Fibrosis", "Hernia"]),
     ],
 )
@@ -208,11 +208,15 @@ def test_a_borderline_finding_counts_only_when_it_changes_the_urgency(
     [
         ({"Edema": FAR}, {"Edema": 0.1}, ("Edema is no longer detected when the film is mirrored.",)),
         ({}, {"Edema": FAR}, ("Edema is detected when the film is mirrored.",)),
-        ({"Mass": FAR}, {"Edema": FAR}, ("Edema is detected when the film is mirrored.",)),
-        ({"Edema": FAR}, {"Mass": FAR}, ()),
+        ({"Pneumonia": FAR}, {"Edema": FAR}, ("Edema is detected when the film is mirrored.",)),
+        ({"Edema": FAR}, {"Pneumonia": FAR}, ()),
         ({"Edema": FAR}, {"Edema": 0.1, "Pneumothorax": FAR}, ()),
-        ({"Edema": FAR, "Mass": FAR}, {"Mass": 0.1}, ()),
-        ({"Mass": FAR}, {"Mass": 0.1, "Hernia": FAR}, ("Mass is no longer detected when the film is mirrored.",)),
+        ({"Edema": FAR, "Pneumonia": FAR}, {"Pneumonia": 0.1}, ()),
+        (
+            {"Pneumonia": FAR},
+            {"Pneumonia": 0.1, "Hernia": FAR},
+            ("Pneumonia is no longer detected when the film is mirrored.",),
+        ),
         ({"Edema": FAR}, {"Edema": 0.6}, ()),
     ],
 )
@@ -264,13 +268,13 @@ def test_an_insufficient_label_is_neither_borderline_nor_unstable(name: str) -> 
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ({}, "Mass: CNN detected but LLM did not mention."),
-        ({"Mass": "absent"}, "Mass: CNN detected but LLM says absent."),
-        ({"Mass": "present", "Edema": "present"}, "Edema: LLM reports but CNN did not detect."),
+        ({}, "Pneumonia: CNN detected but LLM did not mention."),
+        ({"Pneumonia": "absent"}, "Pneumonia: CNN detected but LLM says absent."),
+        ({"Pneumonia": "present", "Edema": "present"}, "Edema: LLM reports but CNN did not detect."),
     ],
 )
 def test_a_contradiction_asks_for_review(said: dict[str, Status], reason: str) -> None:
-    assert reasons(predict({"Mass": FAR}), read(said)) == (reason,)
+    assert reasons(predict({"Pneumonia": FAR}), read(said)) == (reason,)
 
 
 @given(predictions(), readings())
@@ -288,5 +292,5 @@ def test_a_warning_about_the_film_asks_for_review() -> None:
 
 
 def test_the_extreme_thresholds_can_be_assessed() -> None:
-    prediction = predict({"Mass": FAR}, {"Mass": 0.0, "Edema": 1.0}, mirrored={})
+    prediction = predict({"Pneumonia": FAR}, {"Pneumonia": 0.0, "Edema": 1.0}, mirrored={})
     assert reasons(prediction) == ()

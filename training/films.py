@@ -17,7 +17,7 @@ class Labels:
     """One row of the CSV: the patient, and 0 or 1 for each of the 14 pathologies, in their order."""
 
     patient: str
-    split: str
+    split: str  # train, val or test
     positive: tuple[bool, ...]
 
 

@@ -29,4 +29,4 @@ class DummyReader(Reader):
 def _summary(detected: tuple[str, ...]) -> str:
     if not detected:
         return "The CNN alone detected none of the 14 pathologies above its thresholds; this does not exclude disease."
-    return f"The CNN alone detected, the clearest first: {', '.join(detected)}."
+    return f"The CNN alone detected, the furthest above its threshold first: {', '.join(detected)}."
