@@ -445,7 +445,7 @@ def test_a_hostile_form_is_a_problem_of_the_client(client: TestClient, name: str
 
 @pytest.mark.parametrize(
     "kind",
-    ["multipart/form-data", "multipart/form-data; boundary=X; charset=undefined", "multipart/form-data; boundary="],
+    ["multipart/form-data", "multipart/form-data; boundary="],
 )
 def test_a_hostile_content_type_is_a_problem_of_the_client(client: TestClient, kind: str) -> None:
     response = client.post("/analyze", content=raw_form((FILE, b"1")), headers={"Content-Type": kind})
@@ -893,7 +893,7 @@ def test_uvicorn_ends_when_the_weights_are_wrong() -> None:
     assert "Uvicorn running" not in ended.stderr
 
 
-@pytest.mark.parametrize("charset", ["punycode", "utf-16", "utf-7"])
+@pytest.mark.parametrize("charset", ["punycode", "utf-16", "undefined"])
 def test_a_form_that_is_not_utf_8_is_refused_unread(client: TestClient, charset: str) -> None:
     form = raw_form(('name="symptoms"', b"a" * 1000))
     kind = f"multipart/form-data; charset={charset}; boundary=X"
