@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PACKAGES := main.py app.py launcher.py api modules dashboard training synthetic benchmarks
+PACKAGES := main.py app.py launcher.py api modules dashboard evaluation training synthetic benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format benchmark sample clean

@@ -21,8 +21,9 @@ def preprocess(radiograph: Radiograph, recipe: Preprocessing) -> FloatArray:
     if recipe.aspect == "crop":
         top, left, side = _centre_square(*pixels.shape)
         pixels = pixels[top : top + side, left : left + side]
-    if recipe.reduce_to is not None:
-        pixels = np.clip(_resize(pixels, recipe.reduce_to, enlarge_by=cv2.INTER_CUBIC), 0.0, 1.0)
+    for side in (recipe.degrade_to, recipe.reduce_to):
+        if side is not None:
+            pixels = resize_square(pixels, side)
     pixels = _resize(pixels, recipe.input_size, enlarge_by=cv2.INTER_LINEAR)
     return np.asarray((pixels[np.newaxis] - recipe.mean) / recipe.std, np.float32)
 
@@ -39,6 +40,11 @@ def grid_to_image(radiograph: Radiograph, recipe: Preprocessing, rows: int, colu
 def _centre_square(height: int, width: int) -> tuple[int, int, int]:
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side
+
+
+def resize_square(pixels: FloatArray, side: int) -> FloatArray:
+    """Bring a film (H, W) in [0, 1] to (side, side): by area when it shrinks, by cubic interpolation when it grows."""
+    return np.clip(_resize(pixels, side, enlarge_by=cv2.INTER_CUBIC), 0.0, 1.0)
 
 
 def _resize(pixels: FloatArray, side: int, enlarge_by: int) -> FloatArray:
@@ -122,11 +128,20 @@ def _choose_device(wanted: str) -> "torch.device":
     return torch.device(wanted)
 
 
+def untrained_network(outputs: int) -> "DenseNet":
+    """Return torchvision's DenseNet-121 with one input channel and random weights."""
+    from torch import nn
+    from torchvision.models import densenet121
+
+    network = densenet121(weights=None, num_classes=outputs)
+    network.features.conv0 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(network.features.conv0.weight)
+    return network
+
+
 def _build_network(weights: Weights) -> "DenseNet":
     """Build torchvision's DenseNet-121 with one input channel and the card's 14 outputs in our order."""
     import torch
-    from torch import nn
-    from torchvision.models import densenet121
 
     tensors = dict(weights.tensors)
     rows = [position for position, _ in weights.card.served]
@@ -137,8 +152,7 @@ def _build_network(weights: Weights) -> "DenseNet":
             raise WeightsError(f"The card of {weights.card.name} lists {expected} outputs, but {key} has {found}.")
         tensors[key] = tensors[key][rows]
     with torch.device("meta"):  # no time spent on random values that are about to be replaced
-        network = densenet121(weights=None, num_classes=len(rows))
-        network.features.conv0 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        network = untrained_network(len(rows))
     _check_shapes(network, tensors, weights.card.name)
     for key in [k for k in network.state_dict() if k.endswith("num_batches_tracked")]:
         tensors.setdefault(key, torch.zeros((), dtype=torch.long))  # unused in inference

@@ -36,6 +36,11 @@ class Preprocessing(Record):
     aspect: Literal["stretch", "crop"] = Field(
         description="stretch: the whole film is made square; crop: the largest centred square is taken"
     )
+    degrade_to: int | None = Field(
+        None,
+        ge=16,
+        description="Side to which every film is brought before all else: what makes its sharpness tell nothing",
+    )
     reduce_to: int | None = Field(
         None,
         ge=16,
@@ -54,6 +59,11 @@ class CardOutput(Record):
     intercept: float = 0.0
     threshold: float | None = Field(None, gt=0.0, lt=1.0, description="Operating point on the calibrated probability")
     validation_positive_patients: int | None = Field(None, ge=0, description="null: not known")
+    validation_prevalence: float | None = Field(
+        None, gt=0.0, lt=1.0, description="Share of the films that it was calibrated on; what the probability holds for"
+    )
+    sensitivity: float | None = Field(None, ge=0.0, le=1.0, description="At the threshold, on validation patients")
+    specificity: float | None = Field(None, ge=0.0, le=1.0, description="At the threshold, on validation patients")
 
     @property
     def sufficient_data(self) -> bool:
@@ -73,6 +83,9 @@ class WeightsCard(Record):
     preprocessing: Preprocessing
     calibration: str | None = Field(description="How slopes and intercepts were fitted; null: uncalibrated")
     operating_points: str = Field(description="How the thresholds were chosen")
+    gate_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="Of the input gate (gate.json) that was measured with the weights"
+    )
     metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on which films")
     data: str
     training: str

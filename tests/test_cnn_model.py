@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -75,6 +76,15 @@ def test_films_are_first_reduced_so_that_sharpness_does_not_depend_on_the_upload
     sharp = radiograph(512, 512)
     reduced = preprocess(sharp, recipe(reduce_to=32))
     assert reduced.std() < 0.5 * preprocess(sharp, recipe()).std()
+
+
+def test_a_degraded_film_tells_nothing_of_the_sharpness_of_its_upload() -> None:
+    sharp = radiograph(512, 512)
+    soft = Radiograph(np.asarray(cv2.resize(sharp.pixels, (64, 64), interpolation=cv2.INTER_AREA)), sharp.header)
+    degraded = recipe(degrade_to=64, reduce_to=128, input_size=224)
+    np.testing.assert_allclose(preprocess(sharp, degraded), preprocess(soft, degraded), atol=1e-5)
+    kept = recipe(reduce_to=128, input_size=224)
+    assert np.abs(preprocess(sharp, kept) - preprocess(soft, kept)).max() > 0.1
 
 
 def test_enlarging_never_leaves_the_range_of_pixels() -> None:

@@ -1,0 +1,1 @@
+"""Measures any weights on any labelled films: `python -m evaluation`."""

@@ -1,0 +1,301 @@
+import csv
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.films import LabelsError, read_labels
+from modules.cnn_model import CnnModel, preprocess, resize_square
+from modules.pathologies import NAMES
+from modules.records import ImageHeader, Radiograph
+from modules.settings import PROJECT_ROOT
+from modules.weights import load_weights
+from synthetic.__main__ import main as draw
+from training import trainer
+from training.__main__ import main
+from training.augmentation import augment, enlarge
+from training.config import RECIPE, Recipe, RecipeError, read_recipe
+from training.film_store import load_stores
+from training.network import as_input, make_network
+from training.trainer import Run, learning_rate, masked_loss, mean_auroc
+
+SHIPPED = read_recipe(RECIPE)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    draw(["--out", str(folder), "--count", "40", "--size", "128", "--seed", "4"])
+    return folder
+
+
+def tiny(**changes: object) -> Recipe:
+    """Return a recipe that runs in seconds."""
+    values = SHIPPED.model_dump()
+    values["preprocessing"] |= {"reduce_to": 32, "input_size": 32}
+    values["optimisation"] |= {"batch": 4}
+    values["augmentation"] |= {"reduce_to": 16}
+    return Recipe.model_validate({**values, "phases": [{"side": 32, "epochs": 2}], "processes": 1, **changes})
+
+
+def written(recipe: Recipe, folder: Path) -> Path:
+    """Write a recipe as TOML."""
+    data = recipe.model_dump(exclude_none=True)
+    lines = [f"{key} = {value!r}" for key, value in data.items() if isinstance(value, str | int)]
+    lines.append(f"left_out_of_mean = {list(data['left_out_of_mean'])!r}")
+    for table in ("preprocessing", "optimisation", "augmentation"):
+        lines += [f"[{table}]", *(f"{key} = {value!r}" for key, value in data[table].items())]
+    for phase in data["phases"]:
+        lines += ["[[phases]]", *(f"{key} = {value}" for key, value in phase.items())]
+    path = folder / "recipe.toml"
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+# ── The recipe ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_shipped_recipe_serves_what_the_card_says() -> None:
+    assert SHIPPED.preprocessing == load_weights("embedded").card.preprocessing
+    assert SHIPPED.initial_weights is not None
+    assert (PROJECT_ROOT / SHIPPED.initial_weights / "card.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("batch = 0", "optimisation.batch"),
+        ("batch = 32\nbatches = 3", "optimisation.batches"),
+        ("batch = ", "no TOML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_says_where(tmp_path: Path, change: str, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.read_text("utf-8").replace("batch = 32", change), "utf-8")
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path)
+
+
+def test_the_last_phase_is_at_the_serving_size() -> None:
+    with pytest.raises(ValueError, match="serving size, 32 pixels"):
+        tiny(phases=[{"side": 64, "epochs": 1}])
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    rates = [learning_rate(SHIPPED, done) for done in np.linspace(0, 1, 101)]
+    top = int(np.argmax(rates))
+    assert rates[top] == pytest.approx(SHIPPED.optimisation.peak_learning_rate)
+    assert top == pytest.approx(100 * SHIPPED.optimisation.warm_up, abs=1)
+    assert rates[0] > 0
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert (np.diff(rates[top:]) < 0).all()
+
+
+# ── Films ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_films_are_stored_as_they_are_served(films: Path) -> None:
+    table = read_labels(films / "labels.csv")
+    stores = load_stores([films], table, ("train", "val"), 64, 32)
+    train = stores["train"]
+    assert train.films.shape[1:] == (64, 64)
+    assert train.reduced.shape[1:] == (32, 32)
+    assert len(train) + len(stores["val"]) == sum(row.split != "test" for row in table.values())
+    np.testing.assert_array_equal(train.labels, [table[row.image].labels for row in train.rows])
+    recipe = SHIPPED.preprocessing.model_copy(update={"reduce_to": 64, "input_size": 96})
+    import cv2
+
+    pixels = cv2.imread(str(films / train.rows[0].image), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+    served = preprocess(Radiograph(pixels, ImageHeader("png", 128, 128)), recipe)[0]
+    trained_on = (as_input(train.films[:1], 96)[0] - recipe.mean) / recipe.std
+    np.testing.assert_allclose(trained_on, served, atol=1.01 / 255 / recipe.std)  # 8 bits between the two
+
+
+def test_unreadable_films_are_named_and_a_split_without_films_stops(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_labels(films / "labels.csv")
+    for path in films.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    broken = next(name for name, row in table.items() if row.split == "train")
+    (tmp_path / broken).write_bytes(b"no image")
+    load_stores([tmp_path], table, ("train",), 32, 16)
+    assert f"left out: {broken}" in capsys.readouterr().err
+    with pytest.raises(LabelsError, match="'holdout'"):
+        load_stores([tmp_path], table, ("holdout",), 32, 16)
+
+
+# ── Augmentation ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([48, 64, 96]))
+def test_an_augmented_film_stays_a_film(seed: int, side: int) -> None:
+    film = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    changed = augment(film, side, SHIPPED.augmentation, np.random.default_rng(seed))
+    assert changed.shape == (side, side)
+    assert changed.dtype == np.float32
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+
+
+def unchanging() -> dict[str, float]:
+    return {
+        **dict.fromkeys(
+            ("reduced", "mirror", "rotation_degrees", "scale", "stretch", "shift", "gamma", "contrast", "brightness"), 0
+        ),
+        "noise": 0,
+        "erased": 0,
+        "mixed": 0,
+    }
+
+
+def test_without_any_change_the_film_comes_back() -> None:
+    film = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    still = SHIPPED.augmentation.model_copy(update=unchanging())
+    np.testing.assert_allclose(augment(film, 64, still, np.random.default_rng(1)), film / 255, atol=1e-6)
+    mirrored = still.model_copy(update={"mirror": 1.0})
+    np.testing.assert_allclose(augment(film, 64, mirrored, np.random.default_rng(1)), film[:, ::-1] / 255, atol=1e-6)
+
+
+def test_a_reduced_film_is_enlarged_as_the_server_enlarges_a_small_one() -> None:
+    film = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    served = resize_square(film.astype(np.float32) / 255, 64)
+    np.testing.assert_allclose(enlarge(film, 64) / 255, served, atol=0.51 / 255)
+
+
+# ── The loss and the choice ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_labels_that_are_not_known_move_nothing() -> None:
+    logits = torch.tensor([[0.3, -1.2], [2.0, 0.1]], requires_grad=True)
+    labels = torch.tensor([[1.0, math.nan], [0.0, 1.0]])
+    loss = masked_loss(logits, labels)
+    loss.backward()
+    expected = (math.log1p(math.exp(-0.3)) + math.log1p(math.exp(2.0)) + math.log1p(math.exp(-0.1))) / 3
+    assert float(loss.detach()) == pytest.approx(expected)
+    assert logits.grad is not None
+    assert float(logits.grad[0, 1]) == 0.0
+    assert float(masked_loss(logits.detach(), torch.full((2, 2), math.nan))) == 0.0
+
+
+def test_pathologies_that_are_left_out_do_not_choose() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((60, 14)) < 0.4).astype(np.float32)
+    logits = rng.normal(size=(60, 14)).astype(np.float32)
+    other = logits.copy()
+    other[:, NAMES.index("Pneumonia")] = labels[:, NAMES.index("Pneumonia")]
+    left_out = ("Pneumonia", "Hernia")
+    assert mean_auroc(labels, logits, left_out) == mean_auroc(labels, other, left_out)
+    assert mean_auroc(labels, logits, ()) != mean_auroc(labels, other, ())
+    assert math.isnan(mean_auroc(np.zeros((3, 14), np.float32), np.zeros((3, 14), np.float32), ()))
+
+
+# ── Whole runs ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_network_starts_where_the_initial_weights_are() -> None:
+    folder = PROJECT_ROOT / "assets" / "weights" / "first"
+    network = make_network(folder).eval()
+    served = CnnModel(load_weights(str(folder)), "cpu", mirror_check=False)
+    image = np.random.default_rng(0).normal(size=(1, 1, 224, 224)).astype(np.float32)
+    with torch.inference_mode():
+        np.testing.assert_allclose(network(torch.from_numpy(image)).numpy(), served.forward(image)[0], atol=1e-3)
+
+
+def test_the_command_trains_and_what_it_writes_can_be_served(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    recipe = written(tiny(name="tiny-trial"), tmp_path)
+    main(["--data", str(films), "--out", str(out), "--recipe", str(recipe), "--device", "cpu", "--from-scratch"])
+    weights = load_weights(str(out))
+    assert weights.card.name == "tiny-trial"
+    assert weights.card.calibration is None
+    assert not any(output.sufficient_data for output in weights.card.outputs)
+    assert (out / weights.card.file).stat().st_size < 16_000_000
+    CnnModel(weights, "cpu").predict(Radiograph(np.full((80, 80), 0.5, np.float32), ImageHeader("png", 80, 80)))
+    with (out / trainer.LOG).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(float(row["train_loss"]) > 0 and float(row["seconds"]) > 0 for row in rows)
+
+
+class Stopped(Exception):
+    """The machine went away."""
+
+
+@pytest.mark.parametrize("stop_at", ["between epochs", "within an epoch"])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
+) -> None:
+    recipe = tiny(initial_weights=None)
+    stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
+    monkeypatch.setattr(trainer, "STEPS_BETWEEN_CHECKPOINTS", 1)
+    whole, stopped = Run(recipe, tmp_path / "whole", "cpu", 1), Run(recipe, tmp_path / "stopped", "cpu", 1)
+    trainer.train(whole, stores)
+    calls = []
+    with monkeypatch.context() as patch:
+        place = "_finish_epoch" if stop_at == "between epochs" else "_step"
+        original = getattr(trainer._Worker, place)
+        allowed = 1 if stop_at == "between epochs" else 2
+
+        def stop_after_some(self: object, *args: object, **kwargs: object) -> object:
+            if len(calls) == allowed:
+                raise Stopped
+            calls.append(1)
+            return original(self, *args, **kwargs)
+
+        patch.setattr(trainer._Worker, place, stop_after_some)
+        with pytest.raises(Stopped):
+            trainer.train(stopped, stores)
+    trainer.train(stopped, stores)
+    one, other = (torch.load(run.folder / trainer.BEST, weights_only=True) for run in (whole, stopped))
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_recipe_is_not_continued(films: Path, tmp_path: Path) -> None:
+    stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
+    trainer.train(Run(tiny(initial_weights=None), tmp_path, "cpu", 1), stores)
+    with pytest.raises(SystemExit, match="another recipe"):
+        trainer.train(Run(tiny(initial_weights=None, seed=1), tmp_path, "cpu", 1), stores)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
+    recipe = tiny(initial_weights=None, phases=[{"side": 32, "epochs": 6}])
+    recipe = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"patience": 2})})
+    figures = iter([0.5, 0.5, 0.7, 0.7, 0.6, 0.6, 0.6, 0.6])  # two an epoch: films as they are, films reduced
+    monkeypatch.setattr(trainer, "mean_auroc", lambda *_: next(figures))
+    trainer.train(Run(recipe, tmp_path, "cpu", 1), stores)
+    assert len((tmp_path / trainer.LOG).read_text().splitlines()) == 1 + 4  # the second epoch was best, two more came
+
+
+def test_two_processes_share_the_work(films: Path, tmp_path: Path) -> None:
+    """As a command: processes are started anew, and find each other."""
+    recipe = written(tiny(phases=[{"side": 32, "epochs": 1}], processes=2), tmp_path)
+    command = [sys.executable, "-m", "training", "--data", films, "--out", tmp_path / "run", "--recipe", recipe]
+    done = subprocess.run(
+        [*map(str, command), "--device", "cpu", "--from-scratch"],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_weights(str(tmp_path / "run")).card.name == SHIPPED.name
+
+
+def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path)])
+    assert "--data" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"labels\.csv"):
+        main(["--data", str(tmp_path), "--out", str(tmp_path / "run")])

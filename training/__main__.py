@@ -1,0 +1,60 @@
+"""Trains weights: `python -m training --data FOLDER --out FOLDER`; stopped and called again, it goes on."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from evaluation.films import LabelsError, find_table, read_labels
+from modules.errors import ConfigurationError
+from training.config import RECIPE, RecipeError, read_recipe
+from training.export import export
+from training.film_store import load_stores
+from training.trainer import Run, train
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, and write the best averaged weights with a card that is still uncalibrated."""
+    args = _arguments(argv)
+    try:
+        recipe = read_recipe(args.recipe)
+        if args.from_scratch:
+            recipe = recipe.model_copy(update={"initial_weights": None})
+        sources = args.images or [args.data]
+        table = read_labels(args.labels or find_table(args.data))
+        reduce_to = recipe.preprocessing.reduce_to or recipe.preprocessing.input_size
+        stores = load_stores(sources, table, ("train", "val"), reduce_to, recipe.augmentation.reduce_to)
+        device = args.device or _best_device()
+        processes = args.processes or (recipe.processes if device == "cpu" else 1)
+        best = train(Run(recipe, args.out, device, processes), stores)
+        card = export(best, recipe, stores, args.out)
+    except (LabelsError, RecipeError, ConfigurationError) as exc:
+        raise SystemExit(str(exc)) from exc
+    sys.stdout.write(f"Wrote {args.out / card.file} and its card. Next: python -m training.calibration --help\n")
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder with films (folders, zips) and their table")
+    parser.add_argument("--images", type=Path, nargs="+", help="folders or zips of films, where they are elsewhere")
+    parser.add_argument("--labels", type=Path, help="the table, where it is elsewhere")
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, curves and weights")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="TOML file (default: that of the shipped weights)")
+    parser.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest one there is")
+    parser.add_argument("--processes", type=int, help="default: the recipe's on a CPU, else 1")
+    args = parser.parse_args(argv)
+    if args.data is None and (args.images is None or args.labels is None):
+        parser.error("give --data, or both --images and --labels")
+    return args
+
+
+if __name__ == "__main__":
+    main()

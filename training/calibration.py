@@ -1,0 +1,238 @@
+"""Calibrates weights on labelled films and chooses their operating points.
+
+`python -m training.calibration --images FILMS --labels TABLE.csv --out FOLDER` copies the weights and writes a new card
+beside them; serve it with CXR_WEIGHTS=FOLDER. What the card then says of calibration and points was measured across
+folds: each patient's films are judged by a calibration and by thresholds that the other patients set.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from evaluation.films import LabelledFilm, LabelsError, decode, image_files, read_labels
+from modules.cnn_model import CnnModel, preprocess
+from modules.errors import ConfigurationError
+from modules.pathologies import NAMES, canonical_name
+from modules.records import FloatArray
+from modules.weights import EMBEDDED_WEIGHTS, MIN_POSITIVE_PATIENTS, WeightsCard, load_weights, write_card
+from training import operating_points, platt
+from training.validation import Measured, measure
+
+BATCH = 16  # films that run through the network together, each with its mirror image
+ALARMS = 0.25  # of films without a finding; chosen on the validation films along the dial, see the card
+DIAL = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+METHOD = (
+    "Platt scaling per pathology on the validation patients, pulled towards one slope and intercept for all; measured "
+    "across five folds of patients"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Raw logits (N, 14) of labelled films and of their mirror images."""
+
+    logits: FloatArray
+    mirrored: FloatArray
+    rows: tuple[LabelledFilm, ...]
+
+    @property
+    def labels(self) -> FloatArray:
+        """Labels (N, 14): 1, 0 or NaN."""
+        return np.array([row.labels for row in self.rows], np.float32)
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """The patient of each film."""
+        return tuple(row.patient for row in self.rows)
+
+    @property
+    def normal(self) -> npt.NDArray[np.bool_]:
+        """Which films are known to show none of the 14 pathologies."""
+        return np.array([row.no_finding for row in self.rows])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Score the films, calibrate, choose the points, write the card."""
+    args = _arguments(argv)
+    try:
+        weights = load_weights(args.weights)
+        table = read_labels(args.labels)
+        scored = score(CnnModel(weights, args.device), args.images, table, args.split)
+        card = calibrate(weights.card, scored, args.alarms)
+    except (LabelsError, ConfigurationError, ValueError) as exc:
+        raise SystemExit(str(exc)) from exc
+    args.out.mkdir(parents=True, exist_ok=True)
+    source = (EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)) / card.file
+    if not source.is_file():
+        raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is none.")
+    if not (args.out / card.file).exists():
+        shutil.copyfile(source, args.out / card.file)
+    write_card(card, args.out)
+    sys.stdout.write(json.dumps(card.metrics["validation"]["at_the_served_points"], indent=1) + "\n")
+    sys.stdout.write(f"Wrote {args.out}: serve it with CXR_WEIGHTS={args.out}\n")
+
+
+def score(cnn: CnnModel, sources: Sequence[Path], table: Mapping[str, LabelledFilm], split: str | None) -> Scored:
+    """Run the network over every film of a split (None: every film of the table), and over its mirror image.
+
+    Unreadable films are named on standard error and left out. Raises LabelsError when none is left.
+    """
+    wanted = {name for name, row in table.items() if split in (None, row.split)}
+    logits, rows = [], []
+    for films in _batches(_films(cnn, sources, wanted)):
+        images = np.stack([image for _, image in films])
+        found, _ = cnn.forward(np.concatenate([images, images[..., ::-1]]))
+        logits.append(found.reshape(2, len(films), -1))
+        rows += [table[name] for name, _ in films]
+    if not rows:
+        raise LabelsError(f"No film of the split {split!r} was found; --split names one, or 'all'.")
+    both = np.concatenate(logits, axis=1)
+    return Scored(both[0], both[1], tuple(rows))
+
+
+def calibrate(card: WeightsCard, scored: Scored, alarms: float) -> WeightsCard:
+    """Return the card with a new calibration, new thresholds, and what both were measured to be worth."""
+    positive_patients = _positive_patients(scored)
+    sufficient = tuple(count >= MIN_POSITIVE_PATIENTS for count in positive_patients)
+    final = platt.fit(scored.logits, scored.labels)
+    points = operating_points.choose(final.apply(scored.logits), scored.normal, sufficient, alarms)
+    folded = cross_fit(scored, sufficient, (alarms, *DIAL))
+    served = measure(scored.rows, folded.log_odds, folded.outcomes[0], sufficient)
+    outputs = tuple(
+        output
+        if (name := canonical_name(output.label)) is None
+        else output.model_copy(update=_fitted(NAMES.index(name), final, points, served, scored, positive_patients))
+        for output in card.outputs
+    )
+    validation = {
+        "films": len(scored.rows),
+        "patients": len(set(scored.patients)),
+        "films_without_a_finding": int(scored.normal.sum()),
+        "how": "each patient judged by a calibration and thresholds that the other patients of five folds set",
+        "common_slope_and_intercept": [float(v) for v in platt.common_fit(scored.logits, scored.labels)],
+        "calibration": served.calibration,
+        "at_the_served_points": served.meaning,
+        "pathologies": served.pathologies,
+        "dial": [
+            {"alarms": dialled, **measure(scored.rows, folded.log_odds, outcome, sufficient, intervals=False).meaning}
+            for dialled, outcome in zip(DIAL, folded.outcomes[1:], strict=True)
+        ],
+    }
+    return card.model_copy(
+        update={
+            "outputs": outputs,
+            "calibration": METHOD,
+            "operating_points": (
+                f"one specificity for all pathologies ({points.specificity:.1%} on films without a finding), "
+                f"the least at which at most {alarms:.0%} of them show any detection that counts"
+            ),
+            "metrics": {**card.metrics, "validation": validation},
+        }
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Held-out log-odds (N, 14), and the held-out outcome at each setting of the dial."""
+
+    log_odds: FloatArray
+    outcomes: tuple[operating_points.Outcome, ...]
+
+
+def cross_fit(scored: Scored, sufficient: Sequence[bool], dial: Sequence[float]) -> Folded:
+    """Judge every patient's films by what the patients of the other folds set."""
+    fold = platt.folds(scored.patients)
+    log_odds, mirrored = np.empty_like(scored.logits), np.empty_like(scored.logits)
+    points: list[list[operating_points.Points | None]] = [[None] * len(fold) for _ in dial]
+    for held_out in range(platt.FOLDS):
+        inside, others = np.flatnonzero(fold == held_out), np.flatnonzero(fold != held_out)
+        fitted = platt.fit(scored.logits[others], scored.labels[others])
+        log_odds[inside] = fitted.apply(scored.logits[inside])
+        mirrored[inside] = fitted.apply(scored.mirrored[inside])
+        calibrated, normal = fitted.apply(scored.logits[others]), scored.normal[others]
+        for of_setting, alarms in zip(points, dial, strict=True):
+            chosen = operating_points.choose(calibrated, normal, sufficient, alarms)
+            for i in inside:
+                of_setting[i] = chosen
+    outcomes = (
+        operating_points.outcome(log_odds, mirrored, [p for p in of_setting if p is not None]) for of_setting in points
+    )
+    return Folded(log_odds, tuple(outcomes))
+
+
+def _positive_patients(scored: Scored) -> tuple[int, ...]:
+    patients, labels = np.array(scored.patients), scored.labels
+    return tuple(len(set(patients[labels[:, k] == 1])) for k in range(len(NAMES)))
+
+
+def _fitted(
+    k: int,
+    final: platt.Calibration,
+    points: operating_points.Points,
+    served: Measured,
+    scored: Scored,
+    positive_patients: tuple[int, ...],
+) -> dict[str, Any]:
+    labels = scored.labels[:, k]
+    prevalence = float(np.nanmean(labels)) if (labels == 1).any() and (labels == 0).any() else None
+    values = served.pathologies[NAMES[k]]
+    return {
+        "slope": float(final.slope[k]),
+        "intercept": float(final.intercept[k]),
+        "threshold": float(points.thresholds[k]),
+        "validation_positive_patients": positive_patients[k],
+        "validation_prevalence": prevalence,
+        "sensitivity": values["sensitivity"],
+        "specificity": values["specificity"],
+    }
+
+
+def _films(cnn: CnnModel, sources: Sequence[Path], wanted: set[str]) -> Iterator[tuple[str, FloatArray]]:
+    for name, data in tqdm(image_files(sources, wanted), total=len(wanted), desc="films", unit="film", mininterval=2.0):
+        film = decode(data)
+        if isinstance(film, str):
+            sys.stderr.write(f"left out: {name}: {film}\n")
+        else:
+            yield name, preprocess(film, cnn.card.preprocessing)
+
+
+def _batches(films: Iterator[tuple[str, FloatArray]]) -> Iterator[list[tuple[str, FloatArray]]]:
+    batch = []
+    for film in films:
+        batch.append(film)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training.calibration", description=__doc__)
+    parser.add_argument("--weights", default="embedded", help="weights folder (default: the embedded weights)")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or zips of labelled films")
+    parser.add_argument("--labels", type=Path, required=True, help="table with image, patient and the labels")
+    parser.add_argument("--split", default="val", help="rows of the table to use, or 'all' (default: val)")
+    parser.add_argument(
+        "--alarms", type=float, default=ALARMS, help="share of films without a finding that may show any detection"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and their new card")
+    args = parser.parse_args(argv)
+    if not 0.0 < args.alarms < 1.0:
+        parser.error(f"--alarms lies between 0 and 1, both excluded; it is {args.alarms}")
+    args.split = None if args.split == "all" else args.split
+    return args
+
+
+if __name__ == "__main__":
+    main()

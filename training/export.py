@@ -1,0 +1,63 @@
+"""Writes trained weights as the server loads them: float16 safetensors and a card."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from modules.pathologies import NAMES
+from modules.weights import CardOutput, WeightsCard, sha256_of, write_card
+from training.config import Recipe
+from training.film_store import FilmStore
+
+CITATION = (
+    "Wang X, et al. ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks. CVPR 2017. "
+    "The NIH Clinical Center provides the data."
+)
+
+
+def export(best: Path, recipe: Recipe, stores: dict[str, FilmStore], folder: Path) -> WeightsCard:
+    """Write the averaged weights in half precision beside an uncalibrated card, and return the card."""
+    tensors = torch.load(best, map_location="cpu", weights_only=True)
+    half = {key: value.half().contiguous() for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+    path = folder / f"{recipe.name}.safetensors"
+    save_file(half, path)
+    train, val = stores["train"], stores["val"]
+    patients = [row.patient for row in val.rows]
+    card = WeightsCard(
+        name=recipe.name,
+        file=path.name,
+        sha256=sha256_of(path),
+        outputs=tuple(
+            CardOutput(
+                label=name,
+                validation_positive_patients=len(
+                    {patient for patient, label in zip(patients, val.labels[:, k], strict=True) if label == 1}
+                ),
+            )
+            for k, name in enumerate(NAMES)
+        ),
+        preprocessing=recipe.preprocessing,
+        calibration=None,
+        operating_points="not chosen yet",
+        data=(
+            f"NIH ChestX-ray14: {len(train):,} training films of {_patients(train):,} patients, "
+            f"{len(val):,} validation films of {_patients(val):,} others"
+        ),
+        training=_words(recipe),
+        licence="MIT",
+        citation=CITATION,
+    )
+    write_card(card, folder)
+    return card
+
+
+def _patients(store: FilmStore) -> int:
+    return len(np.unique([row.patient for row in store.rows]))
+
+
+def _words(recipe: Recipe) -> str:
+    phases = ", ".join(f"{phase.epochs} at {phase.side} px" for phase in recipe.phases)
+    start = f"from {recipe.initial_weights}" if recipe.initial_weights else "from scratch"
+    return f"python -m training with recipe {recipe.name} (seed {recipe.seed}), {start}; epochs: {phases}"
