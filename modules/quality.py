@@ -2,7 +2,8 @@
 
 The gate looks at a 64 × 64 copy: a coarse thumbnail says where a chest is bright and dark, histograms of oriented
 gradients (Dalal and Triggs, CVPR 2005) say how its edges run, and a multinomial logistic regression tells a chest film
-from an inverted one, a turned one and anything else. `python -m training.gate` fits it.
+from an inverted one, a turned one and anything else. From the same features, four more logistic regressions estimate
+whether the lungs reach beyond a side of the image. `python -m training.gate` fits all of them.
 """
 
 import re
@@ -38,6 +39,8 @@ MAX_BLACK_SHARE = 0.6
 FULL_GREY = 254.5 / 255
 ADULT_AGE = 18  # years
 
+BLANK = "The image is blank: nothing on it can be read. Export the film again and send the new copy."
+
 # DICOM PS3.3 C.7.3.1.1.1: modalities that can hold a projection radiograph; others never do.
 PROJECTION_MODALITIES = frozenset({"CR", "DX", "DR", "RG", "RF", "XA", "OT", "SC"})
 # DICOM PS3.3 C.8.7.1.1: right and left lateral, and the words that some vendors write instead.
@@ -59,7 +62,27 @@ class Kind(StrEnum):
 
 KINDS = tuple(Kind)
 
+
+class Side(StrEnum):
+    """A side of the image beyond which lungs may lie, in the order of the outputs."""
+
+    TOP = "top"
+    BOTTOM = "bottom"
+    LEFT = "left"
+    RIGHT = "right"
+
+
+SIDES = tuple(Side)
+
 FeatureVector = Annotated[tuple[float, ...], Field(min_length=N_FEATURES, max_length=N_FEATURES)]
+
+
+class CutOff(Record):
+    """Fitted estimates, from the gate's standardised features, that lungs are cut off at each side of the image."""
+
+    coefficients: Annotated[tuple[FeatureVector, ...], Field(min_length=len(SIDES), max_length=len(SIDES))]
+    intercepts: Annotated[tuple[float, ...], Field(min_length=len(SIDES), max_length=len(SIDES))]
+    threshold: float = Field(gt=0.0, lt=1.0, description="Least probability of a side that is warned about")
 
 
 class GateCard(Record):
@@ -70,6 +93,7 @@ class GateCard(Record):
     coefficients: Annotated[tuple[FeatureVector, ...], Field(min_length=len(KINDS), max_length=len(KINDS))]
     intercepts: Annotated[tuple[float, ...], Field(min_length=len(KINDS), max_length=len(KINDS))]
     threshold: float = Field(gt=0.0, lt=1.0, description="Least score of an accepted film")
+    cut_off: CutOff
     metrics: dict[str, Any]
     training: str
     data: str
@@ -111,6 +135,8 @@ class InputGate:
         self.card = card
         self._mean, self._std = np.array(card.mean), np.array(card.std)
         self._coefficients, self._intercepts = np.array(card.coefficients), np.array(card.intercepts)
+        self._side_coefficients = np.array(card.cut_off.coefficients)
+        self._side_intercepts = np.array(card.cut_off.intercepts)
 
     @classmethod
     def load(cls, path: Path = GATE_CARD) -> "InputGate":
@@ -122,10 +148,23 @@ class InputGate:
 
     def kind_probabilities(self, pixels: FloatArray) -> dict[Kind, float]:
         """Return the probability of each kind for pixels (H, W) in [0, 1]; they sum to 1."""
-        standardised = (gate_features(pixels) - self._mean) / self._std
-        logits = self._coefficients @ standardised + self._intercepts
+        return self._kinds(self._standardised(pixels))
+
+    def cut_off_probabilities(self, pixels: FloatArray) -> dict[Side, float]:
+        """Return for each side the probability that lungs lie beyond it, for an upright film (H, W) in [0, 1]."""
+        return self._sides(self._standardised(pixels))
+
+    def _standardised(self, pixels: FloatArray) -> npt.NDArray[np.float64]:
+        return np.asarray((gate_features(pixels) - self._mean) / self._std)
+
+    def _kinds(self, features: npt.NDArray[np.float64]) -> dict[Kind, float]:
+        logits = self._coefficients @ features + self._intercepts
         weights = np.exp(logits - logits.max())
         return dict(zip(KINDS, (weights / weights.sum()).tolist(), strict=True))
+
+    def _sides(self, features: npt.NDArray[np.float64]) -> dict[Side, float]:
+        odds = self._side_coefficients @ features + self._side_intercepts
+        return dict(zip(SIDES, (0.5 + 0.5 * np.tanh(0.5 * odds)).tolist(), strict=True))
 
     def check_header(self, header: ImageHeader, *, force: bool = False) -> None:
         """Refuse what its DICOM header says is no frontal radiograph, before any pixel is decoded."""
@@ -135,33 +174,35 @@ class InputGate:
 
     def assess(self, radiograph: Radiograph, *, force: bool = False) -> Quality:
         """Judge a decoded film; raises a GateRefusal, unless `force` is given, for what should not be analysed."""
-        score, refusal = self._judge(radiograph)
+        copy = cv2.resize(radiograph.pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        low, high = np.percentile(copy, (1, 99))
+        if high - low < FLAT_CONTRAST:
+            score, sides = 0.0, {}
+            refusal: GateRefusal | None = NotAChestRadiograph(BLANK, 0.0)
+        else:
+            features = self._standardised(np.asarray(copy, np.float32))
+            kinds, sides = self._kinds(features), self._sides(features)
+            score, refusal = kinds[Kind.FILM], self._refusal(radiograph, kinds)
         if refusal is not None and not force:
             raise refusal
+        cut = [side for side, value in sides.items() if value >= self.card.cut_off.threshold]
         under_18 = None if radiograph.header.age_years is None else radiograph.header.age_years < ADULT_AGE
         reason = f"Looks like a frontal chest radiograph: score {score:.2f}, at least {self.card.threshold:.2f} needed."
         return Quality(
             gate_score=score,
             accepted=refusal is None,
             reason=reason if refusal is None else f"Refused by the input gate, analysed because forced. {refusal}",
-            warnings=_warnings(radiograph),
+            # where the lungs should be is not known on what does not look like an upright film
+            warnings=_warnings(radiograph, cut if refusal is None else []),
             forced=refusal is not None,
             inverted_by_request=radiograph.inverted_by_request,
             view_position=radiograph.header.view_position,
             under_18=under_18,
         )
 
-    def _judge(self, radiograph: Radiograph) -> tuple[float, GateRefusal | None]:
-        pixels = radiograph.pixels
-        low, high = np.percentile(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA), (1, 99))
-        if high - low < FLAT_CONTRAST:
-            return 0.0, NotAChestRadiograph("The image is blank: nothing on it can be read.", 0.0)
-        kinds = self.kind_probabilities(pixels)
-        return kinds[Kind.FILM], self._refusal(radiograph, kinds)
-
     def _refusal(self, radiograph: Radiograph, kinds: dict[Kind, float]) -> GateRefusal | None:
         score = kinds[Kind.FILM]
-        reason = _plain_reason(radiograph)
+        reason = plain_reason(radiograph)
         if reason is None and score >= self.card.threshold:
             return None
         likeliest = max(kinds, key=lambda kind: kinds[kind])
@@ -185,7 +226,7 @@ class InputGate:
         return NotAChestRadiograph(f"This does not look like a frontal chest radiograph {numbers}. {way_on}", score)
 
 
-def _plain_reason(radiograph: Radiograph) -> str | None:
+def plain_reason(radiograph: Radiograph) -> str | None:
     """Return why this is no chest radiograph, where no classifier is needed to say so."""
     height, width = radiograph.pixels.shape
     if max(height, width) > MAX_ASPECT * min(height, width):
@@ -205,7 +246,7 @@ def _header_reason(header: ImageHeader) -> str | None:
     return None
 
 
-def _warnings(radiograph: Radiograph) -> tuple[QualityWarning, ...]:
+def _warnings(radiograph: Radiograph, cut: list[Side]) -> tuple[QualityWarning, ...]:
     header, pixels = radiograph.header, radiograph.pixels
     found: list[tuple[str, str]] = []
     if min(pixels.shape) < MIN_SIDE_PX:
@@ -214,6 +255,13 @@ def _warnings(radiograph: Radiograph) -> tuple[QualityWarning, ...]:
     white, black = float((pixels >= FULL_GREY).mean()), float((pixels <= 1 - FULL_GREY).mean())
     if white > MAX_WHITE_SHARE or black > MAX_BLACK_SHARE:
         found.append(("clipped", f"{white:.0%} of the pixels are pure white and {black:.0%} pure black."))
+    if cut:
+        sides = " and ".join(cut)
+        message = (
+            f"Part of the lungs seems to be cut off at the {sides} of the image: an estimate from its outline. Look "
+            "whether both apices and both costophrenic angles are on it; if not, send the whole film."
+        )
+        found.append(("cut_off", message))
     if header.view_position and header.view_position not in FRONTAL_VIEWS:
         found.append(("view", "The DICOM header names a view other than PA or AP."))
     if header.body_part and not any(word in header.body_part for word in CHEST_WORDS):

@@ -5,11 +5,12 @@ import cv2
 import numpy as np
 import pytest
 
+from modules import quality
 from modules.errors import ConfigurationError, ImageError, InvertedGreyscale, NotAChestRadiograph, RotatedFilm
 from modules.images import open_image
-from modules.quality import GATE_CARD, InputGate, Kind
+from modules.quality import GATE_CARD, InputGate, Kind, Side, gate_features
 from modules.records import FloatArray, ImageHeader, Radiograph
-from synthetic.not_radiographs import make_not_radiograph
+from synthetic.not_radiographs import KINDS, make_not_radiograph
 from synthetic.phantom import make_film
 from tests.real_films import needs_real_films, not_films, originals
 
@@ -133,6 +134,70 @@ def test_a_good_film_has_no_warnings() -> None:
     assert GATE.assess(radiograph(phantom(), body_part="CHEST")).warnings == ()
 
 
+def cut(film: FloatArray, side: Side, share: float) -> FloatArray:
+    """Return the film without a share of it at one side."""
+    height, width = film.shape
+    rows, columns = round(share * height), round(share * width)
+    parts = {
+        Side.TOP: film[rows:],
+        Side.BOTTOM: film[: height - rows],
+        Side.LEFT: film[:, columns:],
+        Side.RIGHT: film[:, : width - columns],
+    }
+    return parts[side]
+
+
+def warned_sides(film: FloatArray) -> list[str]:
+    warnings = GATE.assess(radiograph(film), force=True).warnings
+    return [warning.message for warning in warnings if warning.code == "cut_off"]
+
+
+# Less is missed more often at the bottom, as the card says; more at the top is no longer taken for a chest.
+CUTS = {Side.TOP: 0.24, Side.BOTTOM: 0.32, Side.LEFT: 0.28, Side.RIGHT: 0.28}
+
+
+@pytest.mark.parametrize(("side", "share"), CUTS.items())
+def test_lungs_cut_off_are_a_warning_that_names_the_side(side: Side, share: float) -> None:
+    messages = [warned_sides(cut(phantom(seed), side, share)) for seed in range(8)]
+    named = [found for found in messages if found and f" {side.value}" in found[0].split(" of the image")[0]]
+    assert len(named) >= 4
+    assert "estimate" in named[0][0]
+    assert "send the whole film" in named[0][0]
+
+
+def test_whole_films_are_not_called_cut_off() -> None:
+    assert sum(bool(warned_sides(phantom(seed))) for seed in range(20)) <= 1
+
+
+def test_where_no_upright_film_is_seen_nothing_is_called_cut_off() -> None:
+    assert warned_sides(1 - cut(phantom(), Side.BOTTOM, 0.32)) == []
+
+
+def test_features_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(quality, "gate_features", lambda pixels: calls.append(1) or gate_features(pixels))
+    GATE.assess(radiograph(phantom()))
+    assert len(calls) == 1
+
+
+def test_assessing_says_what_the_probabilities_say() -> None:
+    film = phantom(size=300)
+    assert GATE.assess(radiograph(film)).gate_score == GATE.kind_probabilities(film)[Kind.FILM]
+
+
+def test_what_the_card_says_of_its_measures() -> None:
+    metrics = GATE.card.metrics
+    assert metrics["lateral"].startswith("not measured")
+    held_out = metrics["held_out"]
+    for table in (held_out["not_films"], held_out["drawn"]):
+        rows = [row for name, row in table.items() if name not in {"all", "accepted_by_pixels"}]
+        assert table["all"] == {key: sum(row[key] for row in rows) for key in table["all"]}
+    kinds = [set(half) for half in metrics["halves"]["drawn_kinds"]]
+    assert not kinds[0] & kinds[1]
+    assert kinds[0] | kinds[1] == set(KINDS)
+    assert GATE_CARD.stat().st_size < 300_000
+
+
 @pytest.mark.parametrize(("age", "under_18"), [(None, None), (17.9, True), (18.0, False)])
 def test_children_are_marked(age: float | None, under_18: bool | None) -> None:
     assert GATE.assess(radiograph(phantom(), age_years=age)).under_18 is under_18
@@ -146,11 +211,16 @@ def test_probabilities_of_the_kinds_sum_to_one() -> None:
 
 def test_a_damaged_gate_stops_start_up(tmp_path: Path) -> None:
     card = json.loads(GATE_CARD.read_text("utf-8"))
-    card["mean"] = card["mean"][:-1]
-    (tmp_path / "gate.json").write_text(json.dumps(card))
-    for path in (tmp_path / "gate.json", tmp_path / "missing.json"):
+    damaged = {
+        "mean": {"mean": card["mean"][:-1]},
+        "threshold": {"threshold": 1.5},
+        "sides": {"cut_off": card["cut_off"] | {"coefficients": card["cut_off"]["coefficients"][:3]}},
+    }
+    for name, part in damaged.items():
+        (tmp_path / name).write_text(json.dumps(card | part))
+    for name in (*damaged, "missing"):
         with pytest.raises(ConfigurationError, match="input gate"):
-            InputGate.load(path)
+            InputGate.load(tmp_path / name)
 
 
 @needs_real_films
@@ -166,3 +236,18 @@ def test_real_images_of_other_things_are_refused(path: Path) -> None:
         file = open_image(path.read_bytes())
         GATE.check_header(file.header)
         GATE.assess(file.decode())
+
+
+@needs_real_films
+@pytest.mark.parametrize(
+    ("side", "share"), [(Side.TOP, 0.75), (Side.LEFT, 0.75), (Side.RIGHT, 0.75), (Side.BOTTOM, 0.4)]
+)
+def test_real_films_that_are_cut_off_are_warned_about(side: Side, share: float) -> None:
+    films = [open_image(path.read_bytes()).decode().pixels for path in originals()]
+    assert sum(bool(warned_sides(cut(film, side, 0.3))) for film in films) >= share * len(films)
+
+
+@needs_real_films
+def test_real_films_that_are_whole_are_not_warned_about() -> None:
+    films = [open_image(path.read_bytes()).decode().pixels for path in originals()]
+    assert sum(bool(warned_sides(film)) for film in films) <= 2
