@@ -1,0 +1,381 @@
+"""The model card as Markdown; sections as in Mitchell et al., Model Cards for Model Reporting (FAT* 2019)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modules.pathologies import NAMES
+from modules.quality import GateCard
+from modules.weights import MIN_POSITIVE_PATIENTS, WeightsCard
+from training.markdown import NOT_MEASURED, number, percent, share, table, with_interval, wrapped
+
+
+def render(card: WeightsCard, gate: GateCard) -> str:
+    """Return the model card as Markdown; a section without figures is left out."""
+    sections = (
+        _head(card),
+        _use(),
+        _data(card),
+        _discrimination(card),
+        _points(card),
+        _calibration(card),
+        _subgroups(card),
+        _shortcuts(card),
+        _localisation(card),
+        _robustness(card),
+        _confidence(card),
+        _gate(gate),
+        _end(),
+    )
+    lines = (line for section in sections for line in section)
+    return "\n".join(wrapped(lines)).rstrip() + "\n"
+
+
+# ── Words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _head(card: WeightsCard) -> Iterator[str]:
+    yield f"# Model card: {card.name}"
+    yield ""
+    yield "<!-- Written by `python -m training.model_card` from the weights card; edit neither by hand. -->"
+    yield ""
+    recipe = card.preprocessing
+    first = "" if recipe.degrade_to is None else f"every film is brought to {recipe.degrade_to} px first, then "
+    first += "" if recipe.reduce_to is None else f"to {recipe.reduce_to} px, then "
+    yield from table(
+        ("", ""),
+        (
+            ("network", f"{card.architecture}, one grey channel, 14 sigmoid outputs; Huang et al., CVPR 2017"),
+            ("input", f"{first}{recipe.input_size} × {recipe.input_size} px ({recipe.aspect}); bright = dense"),
+            ("file", f"`{card.file}`, SHA-256 `{card.sha256}`"),
+            ("training", card.training),
+            ("calibration", card.calibration or "none: the outputs are no probabilities"),
+            ("operating points", card.operating_points),
+            ("licence", card.licence),
+            ("citation", card.citation),
+        ),
+    )
+
+
+def _use() -> Iterator[str]:
+    yield "## Intended use"
+    yield ""
+    yield "Research and education: to study how a classifier, a second reader, calibration and explanation"
+    yield "work together on"
+    yield "frontal chest radiographs of adults, and to measure that on films of one's own."
+    yield ""
+    yield "Not for diagnosis, treatment, triage or screening, and not for a decision about any person. It is"
+    yield "no medical device."
+    yield "Not for lateral films, children, CT, or films of other body parts. It looks for 14 pathologies"
+    yield "only: not for"
+    yield "fractures, free air, tubes or lines. A qualified professional must read the film."
+    yield ""
+
+
+def _data(card: WeightsCard) -> Iterator[str]:
+    yield "## Data"
+    yield ""
+    yield f"{card.data}. No patient is in two splits. The labels were mined from reports by text (Wang et al."
+    yield "2017) and are noisy:"
+    yield "a part of what is counted as an error here is an error of the labels."
+    yield ""
+    test = card.metrics.get("test")
+    if test:
+        counts = test["counts"]
+        yield f"Test: {counts['films']:,} films of {counts['patients']} patients from the official test list,"
+        yield f"{test['how']}."
+        yield ""
+
+
+def _end() -> Iterator[str]:
+    yield "## Limits"
+    yield ""
+    yield "- Most detections are false alarms wherever findings are rare, and a film without a detection"
+    yield "excludes nothing."
+    yield "- Calibrated means: for films like the validation films, at their prevalence. Another scanner,"
+    yield "clinic or population"
+    yield "  needs a calibration of its own (`python -m training.calibration`), another prevalence at least the dial"
+    yield "  (`modules/prevalence.py`)."
+    yield f"- A pathology with fewer than {MIN_POSITIVE_PATIENTS} positive validation patients is marked, and"
+    yield "never drives the risk."
+    yield "- A Grad-CAM map says what raised the score, not where a finding is."
+    yield "- All films are from one hospital, at 128 px or less. No other hospital was tried."
+    yield "- Not measured: lateral films, children as a group, films after 2015, CUDA and MPS devices."
+
+
+# ── Figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _discrimination(card: WeightsCard) -> Iterator[str]:
+    test = card.metrics.get("test")
+    if not test:
+        return
+    found = test["discrimination"]
+    single = found["one_film_a_patient"]
+    yield "## Discrimination on the test films"
+    yield ""
+    yield (
+        f"Mean AUROC over {len(found['pathologies_in_mean'])} pathologies (without Pneumonia, which is "
+        f"confounded, and Hernia, "
+        f"which is too rare): **{with_interval(found['mean_auroc'], found['mean_auroc_interval'])}**. Over all "
+        f"{len(found['pathologies_measured'])}: "
+        f"{with_interval(found['mean_auroc_of_all_measured'], found['mean_auroc_of_all_measured_interval'])}. With "
+        f"one film a patient: "
+        f"{with_interval(single['mean_auroc'], single['mean_auroc_interval'])}. "
+        "Intervals: 95 %, by resampling patients."
+    )
+    yield ""
+    rows = []
+    for name in NAMES:
+        values = found["pathologies"][name]
+        rows.append(
+            (
+                name,
+                f"{values['positive_films']} / {values['positive_patients']}",
+                with_interval(values["auroc"], values["auroc_interval"]),
+                with_interval(values["auprc"], values["auprc_interval"]),
+                number(values["prevalence"]),
+            )
+        )
+    yield from table(("pathology", "positive films / patients", "AUROC", "AUPRC", "prevalence"), rows)
+
+
+def _points(card: WeightsCard) -> Iterator[str]:
+    validation, test = card.metrics.get("validation"), card.metrics.get("test")
+    if not validation:
+        return
+    yield "## Operating points"
+    yield ""
+    yield f"{card.operating_points}. On validation films, {validation['how']}:"
+    yield ""
+    rows = []
+    for output in card.outputs:
+        values = validation["pathologies"].get(output.label)
+        if values is None:
+            continue
+        measured = test["operating_points"][output.label] if test else None
+        rows.append(
+            (
+                output.label + ("" if output.sufficient_data else " (insufficient data)"),
+                number(output.threshold),
+                with_interval(values["sensitivity"], values["sensitivity_95ci"]),
+                with_interval(values["specificity"], values["specificity_95ci"]),
+                with_interval(values["ppv_at_5%"], values["ppv_at_5%_95ci"]),
+                with_interval(values["npv_at_5%"], values["npv_at_5%_95ci"]),
+                with_interval(measured["sensitivity"], measured["sensitivity_interval"]) if measured else NOT_MEASURED,
+                with_interval(measured["specificity"], measured["specificity_interval"]) if measured else NOT_MEASURED,
+            )
+        )
+    yield from table(
+        (
+            "pathology", "threshold", "sensitivity", "specificity", "PPV at 5 %", "NPV at 5 %",
+            "sensitivity (test)", "specificity (test)",
+        ),
+        rows,
+    )  # fmt: skip
+    yield "PPV and NPV at 1 and 20 % prevalence stand in the weights card, with intervals."
+    yield ""
+    yield "What films without a finding are told, without a second reader, along the dial (`--alarms`):"
+    yield ""
+    rows = [_dial_row(f"{row['alarms']:.0%}", row) for row in validation["dial"]]
+    yield from table(
+        ("dial", "any detection", "rated High", "sent to review", "films with a finding of which one is detected"),
+        [*rows, _dial_row("**served**", validation["at_the_served_points"])],
+    )
+    if test and test["films_without_a_finding"]["shares"]:
+        shares = test["films_without_a_finding"]["shares"]
+        yield (
+            f"On the {test['films_without_a_finding']['films']} test films without a finding: any counted detection "
+            f"{share(shares['any_counted_detection'])}, rated High {share(shares['rated_High'])}, sent to review "
+            f"{share(shares['sent_to_review'])}."
+        )
+        yield ""
+
+
+def _dial_row(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        percent(row["films_without_a_finding_with_any_detection"]),
+        percent(row["films_without_a_finding_rated"]["High"]),
+        percent(row["films_without_a_finding_sent_to_review"]),
+        percent(row["films_with_a_finding_of_which_one_is_detected"]),
+    )
+
+
+def _calibration(card: WeightsCard) -> Iterator[str]:
+    validation, test = card.metrics.get("validation"), card.metrics.get("test")
+    if not validation:
+        return
+    overall = validation["calibration"]
+    without = overall["of_those_with_brier_skill_not_above_0"]
+    yield "## Calibration"
+    yield ""
+    yield (
+        f"{card.calibration}. Mean expected calibration error on validation films ({overall['ece']}): "
+        f"**{number(overall['mean_ece'])}**. Brier skill is above 0 for "
+        f"{overall['pathologies_with_sufficient_data'] - len(without)} of the "
+        f"{overall['pathologies_with_sufficient_data']} pathologies with sufficient data"
+        + (f" (not for {', '.join(without)})." if without else ".")
+    )
+    if test:
+        served, corrected = (test["calibration"]["mean"][kind] for kind in ("as_served", "prior_corrected"))
+        yield (
+            f"On the test films, whose prevalence differs, it is {number(served['ece'])} as served and "
+            f"{number(corrected['ece'])} after correction for their prevalence."
+        )
+    yield ""
+    rows = []
+    for name in NAMES:
+        values = validation["pathologies"][name]
+        row = [
+            name, number(values["ece"]), number(values["brier_skill"]), number(values["calibration_slope"]),
+        ]  # fmt: skip
+        for kind in ("as_served", "prior_corrected"):
+            measured = test["calibration"]["pathologies"][name][kind] if test else None
+            row += [number(measured[key]) if measured else NOT_MEASURED for key in ("ece", "slope", "intercept")]
+        rows.append(tuple(row))
+    yield from table(
+        (
+            "pathology", "ECE (val)", "Brier skill (val)", "slope (val)", "ECE (test)", "slope", "intercept",
+            "ECE (test, prior-corrected)", "slope", "intercept",
+        ),
+        rows,
+    )  # fmt: skip
+
+
+def _subgroups(card: WeightsCard) -> Iterator[str]:
+    test = card.metrics.get("test")
+    if not test:
+        return
+    yield "## Subgroups of the test films"
+    yield ""
+    rows = [
+        (
+            kind,
+            group,
+            f"{values['films']} / {values['patients']}",
+            with_interval(values["mean_auroc"], values["mean_auroc_interval"]),
+        )
+        for kind, groups in test["subgroups"].items()
+        for group, values in groups.items()
+    ]
+    yield from table(("by", "group", "films / patients", "mean AUROC of the 12 that can be measured"), rows)
+
+
+def _shortcuts(card: WeightsCard) -> Iterator[str]:
+    test = card.metrics.get("test")
+    yield "## Known shortcuts"
+    yield ""
+    yield "Almost all films with Pneumonia come from a source of higher resolution: how sharp a film is tells"
+    yield "the label. In training, films"
+    yield "are reduced to 64 px at random; see under *input* what is done to every film that is served."
+    yield "Portable films (AP) are those of sicker"
+    yield "patients: part of every figure is the view. What scores that look at no pixel reach on the test"
+    yield "films (AUROC):"
+    yield ""
+    if not test:
+        return
+    names = tuple(test["baselines"])
+    found = test["discrimination"]["pathologies"]
+    rows = [(n, number(found[n]["auroc"]), *(number(test["baselines"][b][n]) for b in names)) for n in NAMES]
+    yield from table(("pathology", "the network", *names), rows)
+    degraded = card.metrics.get("test_degraded")
+    if degraded:
+        reduced = degraded["discrimination"]
+        yield (
+            f"With every film degraded to 64 px before it is sent, the mean AUROC is "
+            f"{with_interval(reduced['mean_auroc'], reduced['mean_auroc_interval'])}, and that of "
+            f"Pneumonia {number(reduced['pathologies']['Pneumonia']['auroc'])} in place of "
+            f"{number(found['Pneumonia']['auroc'])}."
+        )
+        yield ""
+
+
+def _localisation(card: WeightsCard) -> Iterator[str]:
+    test = card.metrics.get("boxes") or card.metrics.get("test")
+    if not test or not test.get("localisation"):
+        return
+    found = test["localisation"]
+    everything = found["all"]
+    yield "## Localisation"
+    yield ""
+    yield (
+        f"Of {everything['boxes']} boxes of radiologists, the peak of the Grad-CAM map lies inside "
+        f"{everything['pointed']} "
+        f"({everything['pointed_and_detected']} of them with the finding detected, of "
+        f"{everything['detected']} detected). The centre of the "
+        f"film lies inside {everything['centre_guess_pointed']}, the centre of the mean of the other boxes of "
+        f"the same finding inside "
+        f"{everything['mean_box_guess_pointed']}. Counts, not rates: there are too few."
+    )
+    yield ""
+    rows = [
+        (name, values["boxes"], values["pointed"], values["centre_guess_pointed"], values["mean_box_guess_pointed"])
+        for name, values in {**found["by_finding"], "all": everything}.items()
+    ]
+    yield from table(("finding", "boxes", "map", "centre", "mean box"), rows)
+
+
+def _robustness(card: WeightsCard) -> Iterator[str]:
+    parts = [card.metrics[name]["robustness"] for name in ("test", "originals") if card.metrics.get(name)]
+    rows: dict[str, Mapping[str, Any]] = {}
+    for part in parts:
+        rows.update({f"{change} ({values['films']} films)": values for change, values in (part or {}).items()})
+    if not rows:
+        return
+    yield "## Robustness"
+    yield ""
+    yield "How far a probability moves when the film is changed in a way that changes no finding:"
+    yield ""
+    yield from table(
+        ("change", "median", "largest"),
+        [(name, number(v["median"]), number(v["largest"])) for name, v in rows.items()],
+    )
+
+
+def _confidence(card: WeightsCard) -> Iterator[str]:
+    test = card.metrics.get("test")
+    if not test:
+        return
+    yield "## Does the confidence rank errors?"
+    yield ""
+    for kind, values in test["confidence"]["without_a_reader"]["errors"].items():
+        if values is None:
+            continue
+        answer = {True: "yes", False: "no", None: "not measured"}[values["ranks_errors"]]
+        yield (
+            f"- {kind.replace('_', ' ')}: {answer}; area under the risk-coverage curve "
+            f"{number(values['aurc'])}, in random order "
+            f"{number(values['aurc_random_order'])}, in perfect order {number(values['aurc_perfect_order'])}."
+        )
+    yield ""
+
+
+def _gate(gate: GateCard) -> Iterator[str]:
+    yield "## Input gate"
+    yield ""
+    yield f"{gate.data}. Least score of an accepted film: {gate.threshold}. Lateral films: {gate.metrics['lateral']}."
+    yield ""
+    held_out = gate.metrics["held_out"]
+    films = held_out["films"]
+    low, high = films["wilson_95"]
+    yield f"Measured on halves that nothing was fitted to, all files re-encoded alike: of {films['films']:,} validation"
+    yield f"films {films['refused']} are refused ({films['share']:.1%}; 95 % interval {low:.1%}–{high:.1%})."
+    yield ""
+    rows = [
+        (name, values["images"], values["refused_by_pixels"], values["refused_with_plain_rules"])
+        for name, values in held_out["not_films"].items()
+        if isinstance(values, Mapping)
+    ]
+    yield from table(("images of other things", "images", "refused by pixels", "and by shape or colour"), rows)
+    for title, kind, column in (
+        ("drawn images of kinds not fitted on", "drawn", "refused"),
+        ("films turned or inverted", "named_rightly", "named_rightly"),
+        ("films as users send them", "films_as_users_send_them", "refused"),
+        ("lungs cut off at random", "cut_off", "warned"),
+    ):
+        rows = [
+            (name, values["images"], values[column])
+            for name, values in held_out[kind].items()
+            if isinstance(values, Mapping)
+        ]
+        yield from table((title, "images", column.replace("_", " ")), rows)
