@@ -21,9 +21,9 @@ def preprocess(radiograph: Radiograph, recipe: Preprocessing) -> FloatArray:
     if recipe.aspect == "crop":
         top, left, side = _centre_square(*pixels.shape)
         pixels = pixels[top : top + side, left : left + side]
-    for side in (recipe.degrade_to, recipe.reduce_to):
-        if side is not None:
-            pixels = resize_square(pixels, side)
+    for step in (recipe.degrade_to, recipe.reduce_to):
+        if step is not None:
+            pixels = resize_square(pixels, step)
     pixels = _resize(pixels, recipe.input_size, enlarge_by=cv2.INTER_LINEAR)
     return np.asarray((pixels[np.newaxis] - recipe.mean) / recipe.std, np.float32)
 

@@ -22,7 +22,7 @@ def augment(film: Bytes, side: int, recipe: Augmentation, rng: np.random.Generat
     if side != height:
         interpolation = cv2.INTER_AREA if side < height else cv2.INTER_LINEAR
         moved = np.asarray(cv2.resize(moved, (side, side), interpolation=interpolation), np.uint8)
-    pixels = _re_exposed(moved.astype(np.float32) / 255, recipe, rng)
+    pixels = _re_exposed(np.asarray(moved / np.float32(255), np.float32), recipe, rng)
     if rng.random() < recipe.erased:
         rows, columns = (_interval(side, rng) for _ in range(2))
         pixels[rows, columns] = rng.random()

@@ -24,7 +24,7 @@ LEFT_OUT = frozenset(
 
 def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a metrics.json that a card keeps, rounded to five significant digits."""
-    kept = _kept(metrics)
+    kept: dict[str, Any] = _kept(metrics)
     refused = metrics["gate"]["films_refused"]
     kept["gate"]["films_refused"] = len(refused)
     kept["counts"]["unreadable"] = len(metrics["unreadable"])

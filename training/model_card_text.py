@@ -176,10 +176,10 @@ def _points(card: WeightsCard) -> Iterator[str]:
     yield ""
     yield "What films without a finding are told, without a second reader, along the dial (`--alarms`):"
     yield ""
-    rows = [_dial_row(f"{row['alarms']:.0%}", row) for row in validation["dial"]]
+    dial = [_dial_row(f"{row['alarms']:.0%}", row) for row in validation["dial"]]
     yield from table(
         ("dial", "any detection", "rated High", "sent to review", "films with a finding of which one is detected"),
-        [*rows, _dial_row("**served**", validation["at_the_served_points"])],
+        [*dial, _dial_row("**served**", validation["at_the_served_points"])],
     )
     if test and test["films_without_a_finding"]["shares"]:
         shares = test["films_without_a_finding"]["shares"]
@@ -373,9 +373,9 @@ def _gate(gate: GateCard) -> Iterator[str]:
         ("films as users send them", "films_as_users_send_them", "refused"),
         ("lungs cut off at random", "cut_off", "warned"),
     ):
-        rows = [
+        counts = [
             (name, values["images"], values[column])
             for name, values in held_out[kind].items()
             if isinstance(values, Mapping)
         ]
-        yield from table((title, "images", column.replace("_", " ")), rows)
+        yield from table((title, "images", column.replace("_", " ")), counts)

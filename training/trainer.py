@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -70,7 +71,7 @@ def train(run: Run, stores: dict[str, FilmStore]) -> Path:
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 << 30))
         meeting_place = run.folder / "processes"
         meeting_place.unlink(missing_ok=True)
-        torch.multiprocessing.spawn(_work, (run, stores), nprocs=run.processes)
+        spawn(_work, (run, stores), nprocs=run.processes)  # type: ignore[no-untyped-call]
         meeting_place.unlink(missing_ok=True)
     return run.folder / BEST
 
@@ -102,6 +103,8 @@ def mean_auroc(labels: FloatArray, logits: FloatArray, left_out: tuple[str, ...]
 def _work(rank: int, run: Run, stores: dict[str, FilmStore]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.processes))
     torch.set_flush_denormal(True)
+    if run.device == "cuda":
+        torch.cuda.set_device(rank)
     if run.processes > 1:
         distributed.init_process_group(
             "nccl" if run.device == "cuda" else "gloo",
@@ -129,7 +132,9 @@ class _Worker:
         self._network = network.to(self._device).to(memory_format=torch.channels_last)
         self._average = AveragedModel(
             self._network,
-            multi_avg_fn=get_ema_multi_avg_fn(self._recipe.optimisation.average_decay),
+            multi_avg_fn=get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
+                self._recipe.optimisation.average_decay
+            ),
             use_buffers=True,
         )
         optimisation = self._recipe.optimisation
@@ -190,7 +195,7 @@ class _Worker:
         with autocast(self._device):
             logits = self._parallel(images)
         loss = masked_loss(logits, torch.from_numpy(labels).to(self._device))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._recipe.optimisation.largest_gradient)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)

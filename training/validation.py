@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from evaluation.bootstrap import patient_bootstrap
 
+from evaluation.bootstrap import patient_bootstrap
 from evaluation.films import LabelledFilm
 from evaluation.metrics import (
     auroc,
@@ -24,7 +24,7 @@ from training.operating_points import Outcome
 PREVALENCES = (0.01, 0.05, 0.2)
 REPLICATES = 1000
 LEVELS = ("Low", "Moderate", "High")
-Weights = npt.NDArray[np.floating]
+Weights = npt.NDArray[Any]  # how often each film counts (N,)
 
 
 @dataclass(frozen=True)
