@@ -20,6 +20,7 @@ from evaluation.calibration_metrics import (
     prior_shift,
     reliability,
 )
+from modules.prevalence import predictive_values
 
 __all__ = [
     "Confusion",
@@ -99,14 +100,14 @@ class RankedScores:
         self._last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if ranked.size else np.empty(0, int)
         self.thresholds = ranked[self._last]
 
-    def counts(self, weights: Values | None = None) -> tuple[Floats, Floats]:
+    def counts(self, weights: npt.NDArray[Any] | None = None) -> tuple[Floats, Floats]:
         """Return true and false positives at each distinct score, from the highest score down."""
         weight = np.ones(self._order.size) if weights is None else np.asarray(weights, np.float64)[self._order]
         true = np.cumsum(weight * self._positive)[self._last]
         false = np.cumsum(weight * ~self._positive)[self._last]
         return true, false
 
-    def auroc(self, weights: Values | None = None) -> float:
+    def auroc(self, weights: npt.NDArray[Any] | None = None) -> float:
         """Return the area under the ROC curve, a tie counting half; NaN unless both classes have weight."""
         true, false = self.counts(weights)
         if not true.size or true[-1] <= 0 or false[-1] <= 0:
@@ -115,7 +116,7 @@ class RankedScores:
         middle = true - np.diff(true, prepend=0.0) / 2
         return float((steps * middle).sum() / (true[-1] * false[-1]))
 
-    def average_precision(self, weights: Values | None = None) -> float:
+    def average_precision(self, weights: npt.NDArray[Any] | None = None) -> float:
         """Return the sum of precision over the steps of recall; NaN without a positive."""
         true, false = self.counts(weights)
         if not true.size or true[-1] <= 0:
@@ -186,15 +187,6 @@ def wilson_interval(successes: int, total: int) -> Interval:
         low=0.0 if successes == 0 else max(0.0, centre - half),
         high=1.0 if successes == total else min(1.0, centre + half),
     )
-
-
-def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
-    """Return (PPV, NPV) at a prevalence by Bayes' rule; NaN where nothing is called positive, or negative."""
-    called = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
-    cleared = specificity * (1 - prevalence) + (1 - sensitivity) * prevalence
-    ppv = sensitivity * prevalence / called if called else math.nan
-    npv = specificity * (1 - prevalence) / cleared if cleared else math.nan
-    return ppv, npv
 
 
 def risk_coverage(confidence: Values, errors: Values) -> Curve:

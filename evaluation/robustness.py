@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from evaluation.calibration_metrics import sigmoids
+from evaluation.calibration_metrics import Floats, sigmoids
 from modules.pathologies import NAMES
 from modules.records import FloatArray, Radiograph
 
@@ -32,7 +32,7 @@ def changed_films(film: Radiograph) -> dict[str, Radiograph]:
     return {name: replace(film, pixels=np.asarray(change(film.pixels), np.float32)) for name, change in changes.items()}
 
 
-def summary(before: Sequence[FloatArray], after: Sequence[Mapping[str, FloatArray]], names: Sequence[str]) -> Any:
+def summary(before: Sequence[Floats], after: Sequence[Mapping[str, Floats]], names: Sequence[str]) -> Any:
     """Return for each change the median and largest absolute change of probability, from log-odds (14,) of N films."""
     result = {}
     for change in sorted({change for film in after for change in film}):

@@ -40,7 +40,6 @@ class ScoredFilm:
     width: int  # pixels of the file
     height: int
     maps: Mapping[str, PlacedMap] = field(default_factory=dict)  # of the findings that have boxes
-    changed: Mapping[str, Vector] = field(default_factory=dict)  # log-odds under each change of the robustness check
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
@@ -49,11 +48,10 @@ class ScoredFilm:
             finding: PlacedMap(tuple(map(tuple, value["grid"])), Area(**value["area"]))
             for finding, value in entry["maps"].items()
         }
-        changed = {name: tuple(values) for name, values in entry["changed"].items()}
         vectors = {name: tuple(entry[name]) for name in ("log_odds", "mirrored_log_odds")}
-        if any(len(vector) != len(NAMES) for vector in (*vectors.values(), *changed.values())):
+        if any(len(vector) != len(NAMES) for vector in vectors.values()):
             raise ValueError(f"a film has {len(NAMES)} log-odds")
-        return cls(**{**entry, **vectors, "maps": maps, "changed": changed})
+        return cls(**{**entry, **vectors, "maps": maps})
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,14 @@ class OtherImage:
 
 
 @dataclass(frozen=True)
+class ChangedFilm:
+    """The log-odds (14) of one film under each change of the robustness check."""
+
+    image: str
+    log_odds: Mapping[str, Vector]
+
+
+@dataclass(frozen=True)
 class Work:
     """Which films to score, and what to look at on them."""
 
@@ -81,7 +87,6 @@ class Work:
     wanted: tuple[str, ...]
     reduce_to: int | None = None
     findings_with_boxes: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    robustness: frozenset[str] = frozenset()  # films on which changes are tried
 
 
 class ScoreLog:
@@ -92,6 +97,7 @@ class ScoreLog:
         self.films: dict[str, ScoredFilm] = {}
         self.unreadable: dict[str, Unreadable] = {}
         self.others: dict[str, OtherImage] = {}
+        self.changed: dict[str, ChangedFilm] = {}
         folder.mkdir(parents=True, exist_ok=True)
         lines = self._complete_lines()
         if not lines:
@@ -107,9 +113,10 @@ class ScoreLog:
                 raise
             raise EvaluationError(f"{self._path} is damaged: delete it, or choose another --out.") from exc
 
-    def add(self, result: ScoredFilm | Unreadable | OtherImage) -> None:
+    def add(self, result: ScoredFilm | Unreadable | OtherImage | ChangedFilm) -> None:
         """Keep a result, in memory and on disk."""
-        kind = {ScoredFilm: "film", Unreadable: "unreadable", OtherImage: "other"}[type(result)]
+        kinds = {ScoredFilm: "film", Unreadable: "unreadable", OtherImage: "other", ChangedFilm: "changed"}
+        kind = kinds[type(result)]
         entry = {"kind": kind, **asdict(result)}
         self._append(entry)
         self._take(entry)
@@ -122,8 +129,12 @@ class ScoreLog:
             self.unreadable.pop(image, None)
         elif entry["kind"] == "unreadable":
             self.unreadable[image] = Unreadable(**values)
-        else:
+        elif entry["kind"] == "other":
             self.others[image] = OtherImage(**values)
+        elif entry["kind"] == "changed":
+            self.changed[image] = ChangedFilm(image, {k: tuple(v) for k, v in values["log_odds"].items()})
+        else:
+            raise ValueError(f"a line of no known kind: {entry['kind']}")
 
     def _check(self, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         if found.get("kind") != "conditions":
@@ -162,7 +173,6 @@ def conditions(cnn: CnnModel, gate: InputGate, work: Work, split: str | None) ->
         "split": split,
         "reduce_to": work.reduce_to,
         "boxes_sha256": _digest(json.dumps({k: sorted(v) for k, v in sorted(work.findings_with_boxes.items())})),
-        "robustness": len(work.robustness),
         "films_sha256": _digest(json.dumps(sorted(work.wanted))),
     }
 
@@ -196,6 +206,23 @@ def score(cnn: CnnModel, gate: InputGate, work: Work, log: ScoreLog) -> None:
         log.add(Unreadable(name, "no such file in the images"))
 
 
+def score_changes(cnn: CnnModel, work: Work, log: ScoreLog, count: int) -> tuple[ChangedFilm, ...]:
+    """Try harmless changes on `count` of the scored films, spread over all of them."""
+    chosen = spread(log.films, count)
+    missing = set(chosen) - set(log.changed)
+    for name, data in tqdm(image_files(work.sources, missing), total=len(missing), desc="changes", unit="film"):
+        film = decode(data)
+        if isinstance(film, str) or name in log.changed:
+            continue  # no longer readable, or another file of that name
+        changed = changed_films(_reduced(film, work.reduce_to))
+        log.add(ChangedFilm(name, {change: _vector(cnn.predict(other).log_odds) for change, other in changed.items()}))
+    return tuple(log.changed[name] for name in chosen if name in log.changed)
+
+
+def _reduced(film: Radiograph, side: int | None) -> Radiograph:
+    return film if side is None else replace(film, pixels=resize_square(film.pixels, side))
+
+
 def score_others(gate: InputGate, folder: Path, log: ScoreLog) -> None:
     """Ask the gate about every image of a folder of what is no chest film; a file that cannot be read is refused."""
     for name, data in tqdm(image_files([folder]), desc="other images", unit="image"):
@@ -210,8 +237,7 @@ def score_others(gate: InputGate, folder: Path, log: ScoreLog) -> None:
 
 def _scored(cnn: CnnModel, gate: InputGate, work: Work, name: str, film: Radiograph) -> ScoredFilm:
     height, width = film.pixels.shape
-    if work.reduce_to is not None:
-        film = replace(film, pixels=resize_square(film.pixels, work.reduce_to))
+    film = _reduced(film, work.reduce_to)
     gate_score, refusal = _judged(gate, film)
     prediction = cnn.predict(film)
     maps: dict[str, PlacedMap] = {}
@@ -222,7 +248,6 @@ def _scored(cnn: CnnModel, gate: InputGate, work: Work, name: str, film: Radiogr
             finding: placed_map(contributions[NAMES.index(finding)], prediction.grid_to_image, shape)
             for finding in sorted(work.findings_with_boxes[name])
         }
-    changed = changed_films(film) if name in work.robustness else {}
     mirrored = prediction.log_odds if prediction.mirrored_log_odds is None else prediction.mirrored_log_odds
     return ScoredFilm(
         image=name,
@@ -233,7 +258,6 @@ def _scored(cnn: CnnModel, gate: InputGate, work: Work, name: str, film: Radiogr
         width=width,
         height=height,
         maps=maps,
-        changed={change: _vector(cnn.predict(other).log_odds) for change, other in changed.items()},
     )
 
 

@@ -5,6 +5,7 @@ with and without the finding look alike at another site, and only that share dif
 log-odds by the same amount (Saerens, Latinne and Decaestecker, Neural Computation 2002).
 """
 
+import math
 from dataclasses import dataclass
 
 from modules.odds import log_odds, sigmoid
@@ -33,12 +34,12 @@ def shift(probability: float, calibrated_at: float, prevalence: float) -> float:
     return sigmoid(log_odds(probability) + log_odds(prevalence) - log_odds(calibrated_at))
 
 
-def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float | None, float | None]:
-    """Return PPV and NPV by Bayes' rule; None where no film would be on that side of the threshold."""
+def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
+    """Return (PPV, NPV) at a prevalence by Bayes' rule; NaN where no film is on that side of the threshold."""
     detected = sensitivity * prevalence + (1.0 - specificity) * (1.0 - prevalence)
     passed = (1.0 - sensitivity) * prevalence + specificity * (1.0 - prevalence)
-    ppv = sensitivity * prevalence / detected if detected > 0 else None
-    npv = specificity * (1.0 - prevalence) / passed if passed > 0 else None
+    ppv = sensitivity * prevalence / detected if detected else math.nan
+    npv = specificity * (1.0 - prevalence) / passed if passed else math.nan
     return ppv, npv
 
 
@@ -52,10 +53,17 @@ def at_prevalence(
 ) -> AtPrevalence:
     """Read one finding at a site's prevalence; raises ValueError for a prevalence outside (0, 1)."""
     shifted = shift(probability, calibrated_at, prevalence)
-    ppv, npv = None, None
+    ppv, npv = math.nan, math.nan
     if sensitivity is not None and specificity is not None:
         ppv, npv = predictive_values(sensitivity, specificity, prevalence)
-    return AtPrevalence(prevalence, probability, shifted, ppv, npv, _sentence(pathology, shifted, prevalence))
+    return AtPrevalence(
+        prevalence=prevalence,
+        unshifted=probability,
+        shifted=shifted,
+        ppv=None if math.isnan(ppv) else ppv,
+        npv=None if math.isnan(npv) else npv,
+        sentence=_sentence(pathology, shifted, prevalence),
+    )
 
 
 def _sentence(pathology: str, shifted: float, prevalence: float) -> str:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,16 +43,15 @@ def test_a_detection_says_more_than_the_prevalence_when_the_test_is_better_than_
     sensitivity: float, specificity: float, prevalence: float
 ) -> None:
     ppv, npv = predictive_values(sensitivity, specificity, prevalence)
-    assert ppv is not None
-    assert npv is not None
     better = sensitivity + specificity >= 1
     assert (ppv >= prevalence - 1e-9) if better else (ppv <= prevalence + 1e-9)
     assert (npv >= 1 - prevalence - 1e-9) if better else (npv <= 1 - prevalence + 1e-9)
 
 
 def test_a_test_that_never_answers_on_one_side_has_no_value_there() -> None:
-    assert predictive_values(0.0, 1.0, 0.1) == (None, pytest.approx(0.9))
-    assert predictive_values(1.0, 0.0, 0.1) == (pytest.approx(0.1), None)
+    assert predictive_values(0.0, 1.0, 0.1) == pytest.approx((math.nan, 0.9), nan_ok=True)
+    assert predictive_values(1.0, 0.0, 0.1) == pytest.approx((0.1, math.nan), nan_ok=True)
+    assert at_prevalence("Mass", 0.3, 0.1, 0.1, sensitivity=0.0, specificity=1.0).ppv is None
 
 
 def test_certainty_stays_certain() -> None:

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from modules import fusion, risk_module, uncertainty
+from evaluation.cohort import later_stages
 from modules.odds import probabilities, sigmoid
-from modules.pathologies import NAMES
-from modules.records import CnnPrediction, FloatArray, GridToImage, Quality, Reading, Risk
+from modules.records import FloatArray, Risk
 
-SILENT = Reading(reasoning="none", independent=False)
-GOOD_FILM = Quality(gate_score=1.0, accepted=True, reason="taken as good")
 BISECTIONS = 40
-_NOWHERE = GridToImage(x_scale=1.0, x_offset=0.0, y_scale=1.0, y_offset=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +56,11 @@ def choose(log_odds: FloatArray, normal: npt.NDArray[np.bool_], sufficient: Sequ
 
 def outcome(log_odds: FloatArray, mirrored: FloatArray, points: Sequence[Points]) -> Outcome:
     """Run fusion, uncertainty and risk over films (N, 14) without a second reader; each film has its points."""
-    predictions = [_prediction(*film) for film in zip(log_odds, mirrored, points, strict=True)]
-    return Outcome(np.array([p.detected for p in predictions]), tuple(_risk(p) for p in predictions))
+    films = [
+        later_stages(film, mirror, p.thresholds, p.sufficient)
+        for film, mirror, p in zip(log_odds, mirrored, points, strict=True)
+    ]
+    return Outcome(np.array([film.detected for film in films]), tuple(film.risk for film in films))
 
 
 def _limits(films: FloatArray, specificity: float) -> FloatArray:
@@ -74,22 +73,3 @@ def _limits(films: FloatArray, specificity: float) -> FloatArray:
 def _alarms(films: FloatArray, thresholds: FloatArray, counts: npt.NDArray[np.bool_]) -> float:
     detected = probabilities(films) >= thresholds  # in the precision in which the server compares them
     return float((detected & counts).any(axis=1).mean())
-
-
-def _prediction(log_odds: FloatArray, mirrored: FloatArray, points: Points) -> CnnPrediction:
-    return CnnPrediction(
-        logits=log_odds,
-        log_odds=log_odds,
-        thresholds=points.thresholds,
-        sufficient_data=points.sufficient,
-        features=np.zeros((1, 1, 1), np.float32),  # nothing here looks at them
-        classifier_weight=np.zeros((len(NAMES), 1), np.float32),
-        calibration_slope=np.ones(len(NAMES), np.float32),
-        grid_to_image=_NOWHERE,
-        mirrored_log_odds=mirrored,
-    )
-
-
-def _risk(prediction: CnnPrediction) -> Risk:
-    fused = fusion.fuse(prediction, SILENT)
-    return risk_module.assess(fused, uncertainty.assess(prediction, SILENT, fused, GOOD_FILM), GOOD_FILM, "")

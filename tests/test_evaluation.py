@@ -1,0 +1,315 @@
+"""The whole command on a dozen synthetic films: what it writes, what it names, what it never does twice."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from evaluation.__main__ import main
+from evaluation.cohort import as_json
+from evaluation.localisation import Area, BoxesError, FindingBox, PlacedMap, area_of, compare, read_boxes, summary
+from evaluation.metrics import Interval
+from evaluation.page import table, text
+from evaluation.robustness import changed_films
+from evaluation.scoring import LOG_FILE
+from modules.cnn_model import CnnModel
+from modules.pathologies import NAMES
+from modules.records import ImageHeader, Radiograph
+from modules.settings import PROJECT_ROOT
+from modules.weights import read_card, sha256_of, write_card
+from synthetic.__main__ import main as draw
+from tests.image_files import dicom
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+BROKEN = "broken<b>.png"
+ABSENT = "absent.png"
+SCRIPT = "<script>alert(1)</script>"
+FILMS = 12
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """Apply a change to the rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(rows[0])
+    rows = change(rows)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def spoil(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Give a hostile name and view to one film, no known label of Mass to all, and name two files without a film."""
+    for row in rows:
+        row["Mass"] = ""
+        row["split"] = "val"
+    # all findings at once: some of them are missed, and the worst errors name the film
+    rows[0] |= {
+        "image": HOSTILE,
+        "view": SCRIPT,
+        **dict.fromkeys((n.replace(" ", "_") for n in NAMES if n != "Mass"), "1"),
+    }
+    return [*rows, rows[1] | {"image": BROKEN}, rows[1] | {"image": ABSENT}]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films") / "set"
+    draw(["--out", str(folder), "--count", str(FILMS), "--size", "128", "--findings-rate", "0.7"])
+    first = sorted(folder.glob("*.png"))[0]
+    rewrite(folder / "labels.csv", lambda rows: spoil(sorted(rows, key=lambda row: row["image"])))
+    first.rename(folder / HOSTILE)
+    (folder / BROKEN).write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run with everything that can be asked for."""
+    folder = tmp_path_factory.mktemp("out")
+    others, readings = folder / "others", folder / "readings.jsonl"
+    others.mkdir()
+    (others / "chart__<i>.png").write_bytes((films / BROKEN).read_bytes())
+    names = sorted(path.name for path in films.glob("*.png"))
+    statements = {"Effusion": {"status": "present", "confidence": 0.8}, "Edema": {"status": "absent"}}
+    readings.write_text("".join(json.dumps({"image": name, "statements": statements}) + "\n" for name in names))
+    main(
+        [
+            *("--images", str(films), "--split", "val", "--out", str(folder), "--replicates", "20"),
+            *("--boxes", str(films / "boxes.csv"), "--robustness", "1", "--others", str(others)),
+            *("--readings", str(readings)),
+        ]
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metrics(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"), parse_constant=pytest.fail)
+    return found
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / LOG_FILE).read_text("utf-8").splitlines()]
+
+
+# ── What is written ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_films_are_counted_and_no_file_is_lost(metrics: dict[str, Any]) -> None:
+    assert metrics["schema_version"] == 1
+    assert metrics["counts"]["films"] == FILMS
+    assert metrics["counts"]["unreadable"] == 2
+    reasons = {entry["image"]: entry["reason"] for entry in metrics["unreadable"]}
+    assert set(reasons) == {BROKEN, ABSENT}
+    assert "damaged" in reasons[BROKEN]
+    assert reasons[ABSENT] == "no such file in the images"
+    assert len(metrics["weights_sha256"]) == 64
+
+
+def test_unknown_labels_are_masked_and_undefined_measures_are_null(metrics: dict[str, Any]) -> None:
+    mass = metrics["discrimination"]["pathologies"]["Mass"]
+    assert mass["films"] == 0
+    assert mass["auroc"] is mass["auroc_interval"] is mass["auprc"] is mass["prevalence"] is None
+    assert metrics["operating_points"]["Mass"]["sensitivity"] is None
+    assert metrics["films_without_a_finding"]["films"] == 0  # nobody knows whether there is a mass
+    assert metrics["calibration"]["pathologies"]["Mass"]["as_served"]["slope"] is None
+
+
+def test_every_known_film_is_at_one_place_of_the_confusion_matrix(metrics: dict[str, Any]) -> None:
+    for name, point in metrics["operating_points"].items():
+        if point is not None:
+            assert sum(point["confusion"].values()) == metrics["discrimination"]["pathologies"][name]["films"]
+
+
+def test_each_part_that_was_asked_for_is_there(metrics: dict[str, Any]) -> None:
+    assert metrics["localisation"]["all"]["boxes"] > 0
+    assert set(metrics["baselines"]) == {"native_px", "native_px is 1024", "view is AP"}
+    assert metrics["gate"]["others"]["by_category"] == {"chart": {"images": 1, "refused": 1}}
+    assert {change["films"] for change in metrics["robustness"].values()} == {1}
+    assert metrics["likelihood_ratios"]["ratios"]["present"]["statements"] == FILMS
+    assert metrics["likelihood_ratios"]["readings_without_a_film"] == 1  # that of the broken file
+    assert set(metrics["confidence"]) == {"without_a_reader", "with_the_reader"}
+    assert set(metrics["subgroups"]) == {"sex", "age", "view"}
+
+
+def test_the_report_runs_nothing_and_loads_nothing(out: Path) -> None:
+    report = (out / "report.html").read_text("utf-8")
+    assert "<script" not in report.casefold()
+    assert "<img src=x" not in report
+    assert "&lt;img src=x onerror=alert(1)&gt;.png" in report
+    assert "&lt;script&gt;alert(1)" in report  # the view of a film
+    assert "broken&lt;b&gt;.png" in report
+    assert "http-equiv" in report
+    assert 'src="http' not in report
+    assert report.count("data:image/svg+xml;base64,") >= 4
+
+
+def test_cells_are_escaped() -> None:
+    assert text("a<b>&\"'") == "a&lt;b&gt;&amp;&quot;&#x27;"
+    assert "<i>" not in table(("<i>",), [("<i>",)])
+
+
+def test_json_holds_no_nan() -> None:
+    value = {"a": math.nan, "b": [np.float64(1.5), math.inf], "c": Interval(0.1, 0.2), "d": Interval(math.nan, 1.0)}
+    assert as_json(value) == {"a": None, "b": [1.5, None], "c": [0.1, 0.2], "d": None}
+
+
+# ── Going on ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stopped_run_goes_on_and_scores_nothing_twice(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--images", str(films), "--split", "val", "--out", str(tmp_path), "--replicates", "5", "--limit", "6"]
+    calls: list[int] = []
+    honest = CnnModel.predict
+
+    def stops_at_the_third(self: CnnModel, film: Radiograph) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return honest(self, film)
+
+    monkeypatch.setattr(CnnModel, "predict", stops_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write('{"kind": "film", "ima')  # as if it had been killed while writing
+    main(command)
+    first = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    scored = [entry["image"] for entry in logged(tmp_path) if entry["kind"] == "film"]
+    assert len(scored) == len(set(scored)) == first["counts"]["films"]
+    assert len(calls) == len(scored) + 1  # the one that was stopped
+    main(command)
+    assert len(calls) == len(scored) + 1
+    assert json.loads((tmp_path / "metrics.json").read_text("utf-8")) == first
+    with pytest.raises(SystemExit, match="was made with reduce_to None, this run has 64"):
+        main([*command, "--reduce-to", "64"])
+
+
+# ── Other weights, other files ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_weights_with_their_labels_in_another_order_give_the_same_numbers(
+    films: Path, out: Path, tmp_path: Path
+) -> None:
+    embedded = PROJECT_ROOT / "assets" / "weights"
+    card = read_card(embedded)
+    order = list(reversed(range(len(card.outputs))))
+    tensors = load_file(embedded / card.file)
+    tensors |= {key: tensors[key][order].contiguous() for key in ("classifier.weight", "classifier.bias")}
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file(tensors, folder / "other.safetensors")
+    outputs = tuple(card.outputs[i] for i in order)
+    found = {"name": "other", "file": "other.safetensors", "sha256": sha256_of(folder / "other.safetensors")}
+    write_card(card.model_copy(update={**found, "outputs": outputs}), folder)
+    main(
+        [
+            *("--weights", str(folder), "--images", str(films), "--split", "val", "--limit", "3"),
+            *("--out", str(tmp_path / "out"), "--replicates", "2"),
+        ]
+    )
+    expected = {entry["image"]: entry["log_odds"] for entry in logged(out) if entry["kind"] == "film"}
+    scored = [entry for entry in logged(tmp_path / "out") if entry["kind"] == "film"]
+    assert scored
+    for entry in scored:
+        assert entry["log_odds"] == pytest.approx(expected[entry["image"]], abs=1e-4)
+        assert entry["log_odds"] != pytest.approx(entry["log_odds"][::-1], abs=1e-2)  # a wrong order would show
+
+
+def test_a_folder_of_dicom_files(tmp_path: Path, film_pixels: np.ndarray) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "one.dcm").write_bytes(dicom(film_pixels))
+    (folder / "two.dcm").write_bytes(dicom(film_pixels[:, ::-1].copy()))
+    (folder / "labels.csv").write_text("image,Pleural_Thickening\none.dcm,1\ntwo.dcm,0\n")
+    main(["--images", str(folder), "--out", str(tmp_path / "out"), "--replicates", "2"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    assert metrics["counts"]["films"] == metrics["counts"]["patients"] == 2
+    assert metrics["discrimination"]["pathologies"]["Pleural Thickening"]["auroc"] in (0.0, 1.0)
+
+
+# ── What cannot be ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_split_without_films_is_named_beside_those_there_are(films: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no film of the split 'test'; its splits: val"):
+        main(["--images", str(films), "--split", "test", "--out", str(tmp_path)])
+
+
+def test_wrong_tables_are_explained(films: Path, tmp_path: Path) -> None:
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,finding,x,y,width\n")
+    with pytest.raises(SystemExit, match="it lacks height"):
+        main(["--images", str(films), "--boxes", str(boxes), "--out", str(tmp_path / "out")])
+    boxes.write_text("image,finding,x,y,width,height\na.png,Fracture,1,2,3,4\n")
+    with pytest.raises(BoxesError, match="line 2: 'Fracture' is none"):
+        read_boxes(boxes)
+    readings = tmp_path / "readings.jsonl"
+    readings.write_text('{"image": "a.png", "statements": {"Effusion": {"status": "maybe"}}}\n')
+    with pytest.raises(SystemExit, match="line 1"):
+        main(["--images", str(films), "--readings", str(readings), "--out", str(tmp_path / "out")])
+
+
+# ── Localisation ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_map_is_compared_with_its_box_and_with_guesses() -> None:
+    def quarter(image: str, x: float, y: float) -> tuple[FindingBox, Area]:
+        box = FindingBox(image, "Mass", x, y, 50, 50)
+        return box, area_of(box, 100, 100)
+
+    boxes = [quarter("a", 0, 0), quarter("b", 50, 50), quarter("c", 50, 50)]
+    whole = Area(0.0, 0.0, 1.0, 1.0)
+    top_left = PlacedMap(((1.0, -5.0), (-5.0, -5.0)), whole)
+    nothing = PlacedMap(((-1.0, -1.0), (-1.0, -1.0)), whole)
+    keys = [(box.image, "Mass") for box, _ in boxes]
+    found = compare(
+        boxes,
+        dict(zip(keys, (top_left, top_left, nothing), strict=True)),
+        dict.fromkeys(keys, 0.5),
+        dict(zip(keys, (True, True, False), strict=True)),
+    )
+    assert [c.pointed for c in found] == [True, False, False]
+    assert [c.overlap > 0.5 for c in found] == [True, False, False]
+    assert found[2].overlap == 0.0
+    # the mean box of the others: both at the lower right for a; one at each corner, so in the middle, for the rest
+    assert [c.mean_box_overlap for c in found] == [0.0, pytest.approx(1 / 7, abs=0.01), pytest.approx(1 / 7, abs=0.01)]
+    counts = summary(found)["all"]
+    assert (counts["boxes"], counts["pointed"], counts["pointed_and_detected"]) == (3, 1, 1)
+    assert counts["overlap_at_least"]["0.5"] == {"map": 1, "map_and_detected": 1, "mean_box_guess": 0}
+
+
+def test_a_map_of_the_centre_crop_lies_in_the_middle() -> None:
+    placed = PlacedMap(((1.0,),), Area(0.25, 0.0, 0.75, 1.0))
+    assert placed.peak == (0.5, 0.5)
+    assert placed.mask.mean() == pytest.approx(0.5, abs=0.01)
+    assert not placed.mask[:, 0].any()
+
+
+# ── Robustness ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("side", "changes"), [(64, 5), (1024, 6)])
+def test_changes_keep_a_film_a_film(side: int, changes: int) -> None:
+    pixels = np.linspace(0, 1, side * side, dtype=np.float32).reshape(side, side)
+    film = Radiograph(pixels, ImageHeader("png", side, side))
+    found = changed_films(film)
+    assert len(found) == changes
+    for name, other in found.items():
+        assert not np.array_equal(other.pixels, pixels), name
+    assert np.allclose(found["brightness -20%"].pixels, pixels * 0.8)
+    assert found["brightness +20%"].pixels.max() == 1.0
+
+
+def test_the_14_are_in_every_part(metrics: dict[str, Any]) -> None:
+    for part in (metrics["discrimination"]["pathologies"], metrics["worst_errors"], metrics["operating_points"]):
+        assert tuple(part) == NAMES
