@@ -35,13 +35,18 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def cycles(*epochs: int, side: int = 32) -> list[dict[str, object]]:
+    """Return one cycle for each number of epochs."""
+    return [{**SHIPPED.cycles[-1].model_dump(), "phases": [{"side": side, "epochs": number}]} for number in epochs]
+
+
 def tiny(**changes: object) -> Recipe:
     """Return a recipe that runs in seconds."""
     values = SHIPPED.model_dump()
     values["preprocessing"] |= {"reduce_to": 32, "input_size": 32}
     values["optimisation"] |= {"batch": 4}
     values["augmentation"] |= {"reduce_to": 16}
-    return Recipe.model_validate({**values, "phases": [{"side": 32, "epochs": 2}], "processes": 1, **changes})
+    return Recipe.model_validate({**values, "cycles": cycles(2), "processes": 1, **changes})
 
 
 def written(recipe: Recipe, folder: Path) -> Path:
@@ -51,8 +56,9 @@ def written(recipe: Recipe, folder: Path) -> Path:
     lines.append(f"left_out_of_mean = {list(data['left_out_of_mean'])!r}")
     for table in ("preprocessing", "optimisation", "augmentation"):
         lines += [f"[{table}]", *(f"{key} = {value!r}" for key, value in data[table].items())]
-    for phase in data["phases"]:
-        lines += ["[[phases]]", *(f"{key} = {value}" for key, value in phase.items())]
+    for cycle in data["cycles"]:
+        phases = ", ".join(f"{{ side = {phase['side']}, epochs = {phase['epochs']} }}" for phase in cycle.pop("phases"))
+        lines += ["[[cycles]]", *(f"{key} = {value!r}" for key, value in cycle.items()), f"phases = [{phases}]"]
     path = folder / "recipe.toml"
     path.write_text("\n".join(lines), "utf-8")
     return path
@@ -84,14 +90,15 @@ def test_a_recipe_that_cannot_be_used_says_where(tmp_path: Path, change: str, me
 
 def test_the_last_phase_is_at_the_serving_size() -> None:
     with pytest.raises(ValueError, match="serving size, 32 pixels"):
-        tiny(phases=[{"side": 64, "epochs": 1}])
+        tiny(cycles=cycles(1, side=64))
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
-    rates = [learning_rate(SHIPPED, done) for done in np.linspace(0, 1, 101)]
+    cycle = SHIPPED.cycles[0]
+    rates = [learning_rate(cycle, done) for done in np.linspace(0, 1, 101)]
     top = int(np.argmax(rates))
-    assert rates[top] == pytest.approx(SHIPPED.optimisation.peak_learning_rate)
-    assert top == pytest.approx(100 * SHIPPED.optimisation.warm_up, abs=1)
+    assert rates[top] == pytest.approx(cycle.peak_learning_rate)
+    assert top == pytest.approx(100 * cycle.warm_up, abs=1)
     assert rates[0] > 0
     assert rates[-1] == pytest.approx(0, abs=1e-12)
     assert (np.diff(rates[top:]) < 0).all()
@@ -228,20 +235,20 @@ class Stopped(Exception):
     """The machine went away."""
 
 
-@pytest.mark.parametrize("stop_at", ["between epochs", "within an epoch"])
+@pytest.mark.parametrize("stop_at", ["between cycles", "within an epoch"])
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
 ) -> None:
-    recipe = tiny(initial_weights=None)
+    recipe = tiny(initial_weights=None, cycles=cycles(1, 1))
     stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
     monkeypatch.setattr(trainer, "STEPS_BETWEEN_CHECKPOINTS", 1)
     whole, stopped = Run(recipe, tmp_path / "whole", "cpu", 1), Run(recipe, tmp_path / "stopped", "cpu", 1)
     trainer.train(whole, stores)
     calls = []
     with monkeypatch.context() as patch:
-        place = "_finish_epoch" if stop_at == "between epochs" else "_step"
+        place = "_finish_epoch" if stop_at == "between cycles" else "_step"
         original = getattr(trainer._Worker, place)
-        allowed = 1 if stop_at == "between epochs" else 2
+        allowed = 1 if stop_at == "between cycles" else 2
 
         def stop_after_some(self: object, *args: object, **kwargs: object) -> object:
             if len(calls) == allowed:
@@ -269,7 +276,7 @@ def test_patience_ends_a_run_that_no_longer_improves(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
-    recipe = tiny(initial_weights=None, phases=[{"side": 32, "epochs": 6}])
+    recipe = tiny(initial_weights=None, cycles=cycles(6))
     recipe = recipe.model_copy(update={"optimisation": recipe.optimisation.model_copy(update={"patience": 2})})
     figures = iter([0.5, 0.5, 0.7, 0.7, 0.6, 0.6, 0.6, 0.6])  # two an epoch: films as they are, films reduced
     monkeypatch.setattr(trainer, "mean_auroc", lambda *_: next(figures))
@@ -279,7 +286,7 @@ def test_patience_ends_a_run_that_no_longer_improves(
 
 def test_two_processes_share_the_work(films: Path, tmp_path: Path) -> None:
     """As a command: processes are started anew, and find each other."""
-    recipe = written(tiny(phases=[{"side": 32, "epochs": 1}], processes=2), tmp_path)
+    recipe = written(tiny(cycles=cycles(1), processes=2), tmp_path)
     command = [sys.executable, "-m", "training", "--data", films, "--out", tmp_path / "run", "--recipe", recipe]
     done = subprocess.run(
         [*map(str, command), "--device", "cpu", "--from-scratch"],

@@ -132,7 +132,7 @@ def calibrate(card: WeightsCard, scored: Scored, alarms: float) -> WeightsCard:
             "outputs": outputs,
             "calibration": METHOD,
             "operating_points": (
-                f"one specificity for all pathologies ({points.specificity:.1%} on films without a finding), "
+                f"One specificity for all pathologies ({points.specificity:.1%} on films without a finding), "
                 f"the least at which at most {alarms:.0%} of them show any detection that counts"
             ),
             "metrics": {**card.metrics, "validation": validation},

@@ -28,15 +28,21 @@ class Phase(Record):
     epochs: AtLeastOne
 
 
+class Cycle(Record):
+    """One rise and fall of the learning rate (Smith, 2018); a later one starts from the averaged weights before it."""
+
+    peak_learning_rate: Positive
+    warm_up: Share = Field(description="Share of the steps in which the rate rises; it then falls as a cosine to 0")
+    average_decay: Share = Field(description="Of the exponential moving average of weights and statistics, a step")
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+
+
 class Optimisation(Record):
-    """AdamW (Loshchilov and Hutter, ICLR 2019) under one cycle of the learning rate (Smith, 2018)."""
+    """AdamW (Loshchilov and Hutter, ICLR 2019)."""
 
     batch: AtLeastOne = Field(description="Films a step, over all processes")
-    peak_learning_rate: Positive
-    warm_up: Share = Field(description="Share of all steps in which the rate rises; it then falls as a cosine to 0")
     weight_decay: float = Field(ge=0.0)
     largest_gradient: Positive = Field(description="Norm to which gradients are clipped")
-    average_decay: Share = Field(description="Of the exponential moving average of weights and statistics, a step")
     patience: AtLeastOne = Field(description="Epochs at the serving size without a better validation AUROC")
 
 
@@ -72,11 +78,11 @@ class Recipe(Record):
     preprocessing: Preprocessing
     optimisation: Optimisation
     augmentation: Augmentation
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    cycles: Annotated[tuple[Cycle, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _ends_as_it_serves(self) -> Self:
-        if self.phases[-1].side != self.preprocessing.input_size:
+        if self.cycles[-1].phases[-1].side != self.preprocessing.input_size:
             raise ValueError(f"the last phase must have the serving size, {self.preprocessing.input_size} pixels")
         return self
 

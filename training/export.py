@@ -58,6 +58,11 @@ def _patients(store: FilmStore) -> int:
 
 
 def _words(recipe: Recipe) -> str:
-    phases = ", ".join(f"{phase.epochs} at {phase.side} px" for phase in recipe.phases)
+    cycles = (
+        ", ".join(f"{phase.epochs} at {phase.side} px" for phase in cycle.phases)
+        + f" (peak learning rate {cycle.peak_learning_rate:g})"
+        for cycle in recipe.cycles
+    )
     start = f"from {recipe.initial_weights}" if recipe.initial_weights else "from scratch"
-    return f"python -m training with recipe {recipe.name} (seed {recipe.seed}), {start}; epochs: {phases}"
+    epochs = "; then ".join(cycles)
+    return f"python -m training with recipe {recipe.name} (seed {recipe.seed}), {start}; epochs: {epochs}"

@@ -23,7 +23,7 @@ from modules.pathologies import NAMES
 from modules.records import FloatArray
 from modules.settings import PROJECT_ROOT
 from training.augmentation import augment, enlarge
-from training.config import Recipe
+from training.config import Cycle, Recipe
 from training.film_store import FilmStore
 from training.network import autocast, make_network, normalised, score_films
 
@@ -52,6 +52,7 @@ class Progress:
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch under way
+    cycle: int = 0
     best: float = -math.inf
     since_best: int = 0  # epochs at the serving size
     log: list[dict[str, float]] = field(default_factory=list)
@@ -76,9 +77,9 @@ def train(run: Run, stores: dict[str, FilmStore]) -> Path:
     return run.folder / BEST
 
 
-def learning_rate(recipe: Recipe, done: float) -> float:
-    """Return the rate after a share of all steps: a linear rise, then half a cosine down to 0."""
-    peak, warm_up = recipe.optimisation.peak_learning_rate, recipe.optimisation.warm_up
+def learning_rate(cycle: Cycle, done: float) -> float:
+    """Return the rate after a share of the cycle's steps: a linear rise, then half a cosine down to 0."""
+    peak, warm_up = cycle.peak_learning_rate, cycle.warm_up
     if done < warm_up:
         return peak * max(done / warm_up, 0.02)
     return peak * 0.5 * (1.0 + math.cos(math.pi * (done - warm_up) / (1.0 - warm_up)))
@@ -119,6 +120,14 @@ def _work(rank: int, run: Run, stores: dict[str, FilmStore]) -> None:
             distributed.destroy_process_group()
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """Which cycle an epoch belongs to, and its input size."""
+
+    cycle: int
+    side: int
+
+
 class _Worker:
     """One process of a run."""
 
@@ -130,22 +139,18 @@ class _Worker:
         initial = self._recipe.initial_weights
         network = make_network(PROJECT_ROOT / initial if initial else None)
         self._network = network.to(self._device).to(memory_format=torch.channels_last)
-        self._average = AveragedModel(
-            self._network,
-            multi_avg_fn=get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
-                self._recipe.optimisation.average_decay
-            ),
-            use_buffers=True,
-        )
-        optimisation = self._recipe.optimisation
-        self._optimiser = torch.optim.AdamW(
-            self._network.parameters(), lr=0.0, weight_decay=optimisation.weight_decay, fused=True
-        )
         self._progress = Progress()
-        self._steps_per_epoch = len(self._train) // optimisation.batch
+        batch = self._recipe.optimisation.batch
+        self._steps_per_epoch = len(self._train) // batch
         if self._steps_per_epoch == 0:
-            raise SystemExit(f"{len(self._train)} training films are fewer than one batch of {optimisation.batch}.")
-        self._epochs = [phase.side for phase in self._recipe.phases for _ in range(phase.epochs)]
+            raise SystemExit(f"{len(self._train)} training films are fewer than one batch of {batch}.")
+        self._epochs = [
+            _Epoch(number, phase.side)
+            for number, cycle in enumerate(self._recipe.cycles)
+            for phase in cycle.phases
+            for _ in range(phase.epochs)
+        ]
+        self._enter_cycle(0)
         self._resume()
         self._parallel: torch.nn.Module = self._network
         if run.processes > 1:
@@ -158,14 +163,37 @@ class _Worker:
         while self._progress.epoch < len(self._epochs):
             if self._progress.since_best >= self._recipe.optimisation.patience:
                 break
-            side = self._epochs[self._progress.epoch]
-            self._train_epoch(side)
-            self._finish_epoch(side, is_serving=side == serving_side)
+            epoch = self._epochs[self._progress.epoch]
+            if epoch.cycle != self._progress.cycle:
+                self._network.load_state_dict(self._average.module.state_dict())
+                self._enter_cycle(epoch.cycle)
+                self._progress.since_best = 0
+            self._train_epoch(epoch.side)
+            self._finish_epoch(epoch.side, is_serving=epoch.side == serving_side)
+
+    def _enter_cycle(self, number: int) -> None:
+        """Start a new average and a new optimiser from the network as it is."""
+        self._progress.cycle = number
+        self._average = AveragedModel(
+            self._network,
+            multi_avg_fn=get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
+                self._recipe.cycles[number].average_decay
+            ),
+            use_buffers=True,
+        )
+        decay = self._recipe.optimisation.weight_decay
+        self._optimiser = torch.optim.AdamW(self._network.parameters(), lr=0.0, weight_decay=decay, fused=True)
+
+    def _rate(self, epoch: int, step: int) -> float:
+        """Return the learning rate after some steps of an epoch, both counted from 0."""
+        number = self._epochs[epoch].cycle
+        first = [e.cycle for e in self._epochs].index(number)
+        length = sum(e.cycle == number for e in self._epochs)
+        return learning_rate(self._recipe.cycles[number], (epoch - first + step / self._steps_per_epoch) / length)
 
     def _train_epoch(self, side: int) -> None:
-        progress, recipe = self._progress, self._recipe
-        order = np.random.default_rng((recipe.seed, progress.epoch)).permutation(len(self._train))
-        total = self._steps_per_epoch * len(self._epochs)
+        progress = self._progress
+        order = np.random.default_rng((self._recipe.seed, progress.epoch)).permutation(len(self._train))
         bar = tqdm(
             total=self._steps_per_epoch,
             initial=progress.step,
@@ -177,8 +205,7 @@ class _Worker:
         with bar:
             started = time.monotonic()
             for films, labels in self._batches(order, side):
-                rate = learning_rate(recipe, (progress.epoch * self._steps_per_epoch + progress.step) / total)
-                progress.loss_sum += self._step(films, labels, rate)
+                progress.loss_sum += self._step(films, labels, self._rate(progress.epoch, progress.step))
                 progress.step += 1
                 bar.update()
                 bar.set_postfix(loss=f"{progress.loss_sum / progress.step:.4f}", refresh=False)
@@ -243,9 +270,9 @@ class _Worker:
         scored = self._score(films, side), self._score(np.stack([enlarge(f, films.shape[1]) for f in reduced]), side)
         full, low = (mean_auroc(self._val.labels, logits, recipe.left_out_of_mean) for logits in scored)
         loss = float(masked_loss(torch.from_numpy(scored[0]), torch.from_numpy(self._val.labels)))
-        done = (progress.epoch + 1) / len(self._epochs)
+        rate = self._rate(progress.epoch, progress.step)
         row = (
-            progress.epoch + 1, side, learning_rate(recipe, done), progress.loss_sum / progress.step, loss, full, low,
+            progress.epoch + 1, side, rate, progress.loss_sum / progress.step, loss, full, low,
             progress.seconds + time.monotonic() - started,
         )  # fmt: skip
         progress.log.append(dict(zip(LOG_COLUMNS, row, strict=True)))
@@ -292,10 +319,11 @@ class _Worker:
         state = torch.load(path, map_location=self._device, weights_only=True)
         if state["recipe"] != self._recipe.model_dump_json():
             raise SystemExit(f"{path} is of another recipe: choose another --out, or delete the file to start anew.")
+        self._progress = Progress(**state["progress"])
         self._network.load_state_dict(state["network"])
+        self._enter_cycle(self._progress.cycle)
         self._average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self._progress = Progress(**state["progress"])
 
 
 def write_log(rows: list[dict[str, float]], path: Path) -> None:
