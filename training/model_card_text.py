@@ -278,15 +278,10 @@ def _shortcuts(card: WeightsCard) -> Iterator[str]:
     found = test["discrimination"]["pathologies"]
     rows = [(n, number(found[n]["auroc"]), *(number(test["baselines"][b][n]) for b in names)) for n in NAMES]
     yield from table(("pathology", "the network", *names), rows)
-    degraded = card.metrics.get("test_degraded")
-    if degraded:
-        reduced = degraded["discrimination"]
-        yield (
-            f"With every film degraded to 64 px before it is sent, the mean AUROC is "
-            f"{with_interval(reduced['mean_auroc'], reduced['mean_auroc_interval'])}, and that of "
-            f"Pneumonia {number(reduced['pathologies']['Pneumonia']['auroc'])} in place of "
-            f"{number(found['Pneumonia']['auroc'])}."
-        )
+    side = card.preprocessing.degrade_to
+    if side is not None:
+        yield f"As served, every film is brought to {side} px before all else: the figures above are those of films"
+        yield "degraded to that side, and no film can look sharper than another."
         yield ""
 
 
