@@ -23,7 +23,7 @@ def render(card: WeightsCard, gate: GateCard) -> str:
         _localisation(card),
         _robustness(card),
         _confidence(card),
-        _gate(gate),
+        _gate(card, gate),
         _end(),
     )
     lines = (line for section in sections for line in section)
@@ -345,7 +345,7 @@ def _confidence(card: WeightsCard) -> Iterator[str]:
     yield ""
 
 
-def _gate(gate: GateCard) -> Iterator[str]:
+def _gate(card: WeightsCard, gate: GateCard) -> Iterator[str]:
     yield "## Input gate"
     yield ""
     yield f"{gate.data}. Least score of an accepted film: {gate.threshold}. Lateral films: {gate.metrics['lateral']}."
@@ -356,6 +356,12 @@ def _gate(gate: GateCard) -> Iterator[str]:
     yield f"Measured on halves that nothing was fitted to, all files re-encoded alike: of {films['films']:,} validation"
     yield f"films {films['refused']} are refused ({films['share']:.1%}; 95 % interval {low:.1%}–{high:.1%})."
     yield ""
+    test = card.metrics.get("test")
+    if test:
+        counts, low, high = test["gate"], *test["gate"]["films_accepted_wilson"]
+        yield f"Of the {counts['films']:,} test films {counts['films_refused']} are refused"
+        yield f"({counts['films_refused'] / counts['films']:.1%}; 95 % interval {1 - high:.1%}–{1 - low:.1%})."
+        yield ""
     rows = [
         (name, values["images"], values["refused_by_pixels"], values["refused_with_plain_rules"])
         for name, values in held_out["not_films"].items()
@@ -368,9 +374,9 @@ def _gate(gate: GateCard) -> Iterator[str]:
         ("films as users send them", "films_as_users_send_them", "refused"),
         ("lungs cut off at random", "cut_off", "warned"),
     ):
-        counts = [
+        tallies = [
             (name, values["images"], values[column])
             for name, values in held_out[kind].items()
             if isinstance(values, Mapping)
         ]
-        yield from table((title, "images", column.replace("_", " ")), counts)
+        yield from table((title, "images", column.replace("_", " ")), tallies)
