@@ -14,6 +14,7 @@ from training.model_card_text import render
 
 CARD = read_card(EMBEDDED_WEIGHTS)
 TEXT = (PROJECT_ROOT / "MODEL_CARD.md").read_text("utf-8")
+README = (PROJECT_ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_model_card_is_what_the_weights_card_says() -> None:
@@ -37,7 +38,8 @@ def test_every_part_that_a_reader_looks_for_is_there() -> None:
 def test_figures_are_those_of_the_card() -> None:
     found = CARD.metrics["test"]["discrimination"]
     low, high = found["mean_auroc_interval"]
-    assert f"**{found['mean_auroc']:.3f} ({low:.3f}–{high:.3f})**" in TEXT
+    assert f"**{found['mean_auroc']:.3f} ({low:.3f}–{high:.3f})**" in " ".join(TEXT.split())
+    assert f"{found['mean_auroc']:.3f} (95 % interval {low:.3f} to {high:.3f})" in README
     assert f"{CARD.metrics['validation']['calibration']['mean_ece']:.3f}" in TEXT
     assert CARD.sha256 in TEXT
 
