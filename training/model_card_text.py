@@ -311,20 +311,19 @@ def _localisation(card: WeightsCard) -> Iterator[str]:
 
 
 def _robustness(card: WeightsCard) -> Iterator[str]:
-    parts = [card.metrics[name]["robustness"] for name in ("test", "originals") if card.metrics.get(name)]
-    rows: dict[str, Mapping[str, Any]] = {}
-    for part in parts:
-        rows.update({f"{change} ({values['films']} films)": values for change, values in (part or {}).items()})
+    rows = [
+        (name, change, values["films"], number(values["median"]), number(values["largest"]))
+        for name in ("test", "originals")
+        for change, values in ((card.metrics.get(name) or {}).get("robustness") or {}).items()
+    ]
     if not rows:
         return
     yield "## Robustness"
     yield ""
-    yield "How far a probability moves when the film is changed in a way that changes no finding:"
+    yield "How far a probability moves when the film is changed in a way that changes no finding; originals are"
+    yield "films of 1024 px, some of them training films:"
     yield ""
-    yield from table(
-        ("change", "median", "largest"),
-        [(name, number(v["median"]), number(v["largest"])) for name, v in rows.items()],
-    )
+    yield from table(("films", "change", "how many", "median", "largest"), rows)
 
 
 def _confidence(card: WeightsCard) -> Iterator[str]:
