@@ -357,7 +357,8 @@ def _gate(card: WeightsCard, gate: GateCard) -> Iterator[str]:
     yield ""
     test = card.metrics.get("test")
     if test:
-        counts, low, high = test["gate"], *test["gate"]["films_accepted_wilson"]
+        counts = test["gate"]
+        low, high = counts["films_accepted_wilson"]
         yield f"Of the {counts['films']:,} test films {counts['films_refused']} are refused"
         yield f"({counts['films_refused'] / counts['films']:.1%}; 95 % interval {1 - high:.1%}–{1 - low:.1%})."
         yield ""
