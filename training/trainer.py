@@ -102,11 +102,11 @@ def mean_auroc(labels: FloatArray, logits: FloatArray, left_out: tuple[str, ...]
 
 
 def _work(rank: int, run: Run, stores: dict[str, FilmStore]) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.processes))
-    torch.set_flush_denormal(True)
     if run.device == "cuda":
         torch.cuda.set_device(rank)
-    if run.processes > 1:
+    if run.processes > 1:  # a process of its own: what is set here for all of it reaches nobody else
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.processes))
+        torch.set_flush_denormal(True)
         distributed.init_process_group(
             "nccl" if run.device == "cuda" else "gloo",
             init_method=f"file://{(run.folder / 'processes').resolve()}",
