@@ -225,6 +225,30 @@ def test_weights_with_their_labels_in_another_order_give_the_same_numbers(
         assert entry["log_odds"] != pytest.approx(entry["log_odds"][::-1], abs=1e-2)  # a wrong order would show
 
 
+def test_a_densenet_of_torchxrayvision_goes_through_the_same_door(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own package and its own label order; the file is of our making, with random values."""
+    import torch
+    from torchxrayvision import models
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = "densenet121-res224-nih"
+    cache = tmp_path / ".torchxrayvision" / "models_data"
+    cache.mkdir(parents=True)
+    torch.manual_seed(5)
+    torch.save(models.DenseNet(num_classes=18).eval(), cache / Path(models.model_urls[name]["weights_url"]).name)
+    main(
+        ["--weights", name, "--images", str(films), "--limit", "4", "--out", str(tmp_path / "out"), "--replicates", "5"]
+    )
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    assert metrics["weights"] == f"torchxrayvision-{name}"
+    assert not metrics["calibrated"]
+    assert "uncalibrated" in metrics["calibration"]["of"]
+    assert list(metrics["discrimination"]["pathologies"]) == list(NAMES)
+    assert all(entry["prior_corrected"] is None for entry in metrics["calibration"]["pathologies"].values())
+
+
 def test_a_folder_of_dicom_files(tmp_path: Path, film_pixels: np.ndarray) -> None:
     folder = tmp_path / "films"
     folder.mkdir()
