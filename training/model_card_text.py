@@ -355,6 +355,9 @@ def _gate(card: WeightsCard, gate: GateCard) -> Iterator[str]:
     yield f"Measured on halves that nothing was fitted to, all files re-encoded alike: of {films['films']:,} validation"
     yield f"films {films['refused']} are refused ({films['share']:.1%}; 95 % interval {low:.1%}–{high:.1%})."
     yield ""
+    if "remark" in gate.metrics:
+        yield gate.metrics["remark"]
+        yield ""
     test = card.metrics.get("test")
     if test:
         counts = test["gate"]
