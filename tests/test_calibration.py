@@ -102,6 +102,7 @@ def test_the_command_writes_a_card_that_is_served(tmp_path: Path, capsys: pytest
     weights = load_weights(str(out))
     assert weights.card.sha256 == load_weights("embedded").card.sha256
     assert weights.card.metrics["validation"]["films"] == 12
+    assert "test" not in weights.card.metrics  # what was measured at other thresholds does not follow
     assert weights.card.outputs != load_weights("embedded").card.outputs
     CnnModel(weights, "cpu")
 

@@ -65,3 +65,10 @@ def test_the_outcome_is_that_of_the_stages() -> None:
     assert found.detected.sum() == 1
     assert [risk.level for risk in found.risks] == ["Low", "High"]
     assert [risk.needs_review for risk in found.risks] == [False, True]
+
+
+def test_where_no_label_counts_the_thresholds_are_those_of_all_together() -> None:
+    log_odds, normal = films(), np.ones(400, bool)
+    none, every = (operating_points.choose(log_odds, normal, (counts,) * K, 0.2) for counts in (False, True))
+    np.testing.assert_array_equal(none.thresholds, every.thresholds)
+    assert none.sufficient == (False,) * K

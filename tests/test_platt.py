@@ -58,6 +58,8 @@ def test_the_order_of_films_is_never_turned_around() -> None:
     logits, labels = drawn(-2.0, 0.0, 3_000)
     fitted = platt.fit(*columns((logits, labels)))
     assert fitted.slope[0] == platt.LEAST_SLOPE
+    served = 1 / (1 + np.exp(-fitted.apply(logits[:, None])))
+    assert served.mean() == pytest.approx(labels.mean(), abs=0.02)  # its intercept fits the slope that is served
 
 
 def test_films_that_can_be_separated_get_finite_numbers() -> None:

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     source = (EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)) / card.file
     if not source.is_file():
         raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is none.")
-    if not (args.out / card.file).exists():
+    if args.out.resolve() != source.parent.resolve():
         shutil.copyfile(source, args.out / card.file)
     write_card(card, args.out)
     sys.stdout.write(json.dumps(card.metrics["validation"]["at_the_served_points"], indent=1) + "\n")
@@ -135,7 +135,7 @@ def calibrate(card: WeightsCard, scored: Scored, alarms: float) -> WeightsCard:
                 f"One specificity for all pathologies ({points.specificity:.1%} on films without a finding), "
                 f"the least at which at most {alarms:.0%} of them show any detection that counts"
             ),
-            "metrics": {**card.metrics, "validation": validation},
+            "metrics": {"validation": validation},  # whatever else was measured is of the old points
         }
     )
 

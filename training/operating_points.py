@@ -43,7 +43,9 @@ def choose(log_odds: FloatArray, normal: npt.NDArray[np.bool_], sufficient: Sequ
     """
     if not normal.any():
         raise ValueError("no film is known to show no finding, so no specificity can be measured")
-    films, counts = log_odds[normal], np.array(sufficient)
+    films = log_odds[normal]
+    # where none counts, all are taken together: else any threshold would do, and the lowest would be chosen
+    counts = np.array(sufficient) if any(sufficient) else np.ones(len(sufficient), np.bool_)
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2

@@ -45,6 +45,10 @@ def fit(logits: FloatArray, labels: FloatArray) -> Calibration:
     fitted = np.array(
         [_fit_one(logits[known[:, k], k], labels[known[:, k], k], common, spread) for k in range(logits.shape[1])]
     )
+    for k in np.flatnonzero(fitted[:, 0] < LEAST_SLOPE):  # the intercept of another slope would be wrong
+        fixed = np.array([LEAST_SLOPE, common[1]])
+        held = np.array([1e-6, INTERCEPT_SPREAD])
+        fitted[k] = _fit_one(logits[known[:, k], k], labels[known[:, k], k], fixed, held)
     return Calibration(np.maximum(fitted[:, 0], LEAST_SLOPE), fitted[:, 1])
 
 
