@@ -306,3 +306,9 @@ def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--data" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"labels\.csv"):
         main(["--data", str(tmp_path), "--out", str(tmp_path / "run")])
+
+
+def test_the_full_download_is_not_trained_on_from_weights_that_know_its_validation_patients(tmp_path: Path) -> None:
+    (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels\n")
+    with pytest.raises(SystemExit, match="--from-scratch"):
+        main(["--data", str(tmp_path), "--out", str(tmp_path / "run")])

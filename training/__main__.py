@@ -8,7 +8,7 @@ import torch
 
 from evaluation.films import LabelsError, find_table, read_labels
 from modules.errors import ConfigurationError
-from training.config import RECIPE, RecipeError, read_recipe
+from training.config import RECIPE, Recipe, RecipeError, read_recipe
 from training.export import export
 from training.film_store import load_stores
 from training.trainer import Run, train
@@ -22,7 +22,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.from_scratch:
             recipe = recipe.model_copy(update={"initial_weights": None})
         sources = args.images or [args.data]
-        table = read_labels(args.labels or find_table(args.data))
+        labels = args.labels or find_table(args.data)
+        _refuse_known_patients(recipe, labels)
+        table = read_labels(labels)
         reduce_to = recipe.preprocessing.reduce_to or recipe.preprocessing.input_size
         stores = load_stores(sources, table, ("train", "val"), reduce_to, recipe.augmentation.reduce_to)
         device = args.device or _best_device()
@@ -32,6 +34,15 @@ def main(argv: list[str] | None = None) -> None:
     except (LabelsError, RecipeError, ConfigurationError) as exc:
         raise SystemExit(str(exc)) from exc
     sys.stdout.write(f"Wrote {args.out / card.file} and its card. Next: python -m training.calibration --help\n")
+
+
+def _refuse_known_patients(recipe: Recipe, labels: Path) -> None:
+    """Refuse the full download for a recipe whose initial weights were trained on some of its validation patients."""
+    if recipe.initial_weights is not None and labels.name.startswith("Data_Entry_2017"):
+        raise RecipeError(
+            f"{labels}: of the full download, validation patients are taken anew, and {recipe.initial_weights} may have "
+            "been trained on some of them: every figure would be too good. Use --from-scratch."
+        )
 
 
 def _best_device() -> str:
