@@ -40,7 +40,7 @@ def _refuse_known_patients(recipe: Recipe, labels: Path) -> None:
     """Refuse the full download for a recipe whose initial weights were trained on some of its validation patients."""
     if recipe.initial_weights is not None and labels.name.startswith("Data_Entry_2017"):
         raise RecipeError(
-            f"{labels}: of the full download, validation patients are taken anew, and {recipe.initial_weights} may have "
+            f"{labels}: validation patients are chosen anew here, and {recipe.initial_weights} may have "
             "been trained on some of them: every figure would be too good. Use --from-scratch."
         )
 
