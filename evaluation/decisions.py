@@ -1,7 +1,7 @@
 """What the operating points, the calibration, the confidence and the gate are worth on a cohort."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,23 +40,32 @@ LEVELS = ("Low", "Moderate", "High")
 
 def operating_points(cohort: Cohort, replicates: int, seed: int) -> dict[str, Any]:
     """Return counts and rates at each operating point; intervals by Wilson for counts, by patients for the rest."""
-    detected = cohort.detected.astype(float)
-    positive, negative = (cohort.labels == 1).astype(float), (cohort.labels == 0).astype(float)
-    hits, clear = positive * detected, negative * (1.0 - detected)
+    rates = rates_at_points(cohort.labels, cohort.detected)
+    intervals = percentile_intervals(bootstrap_samples(cohort.patients, rates, replicates, seed))
+    intervals[:, ~spread_over_patients(cohort.labels, cohort.patients)] = Interval(math.nan, math.nan)
+    return {name: _point(cohort, k, intervals[:, k]) for k, name in enumerate(NAMES)}
 
-    def statistic(weights: npt.NDArray[np.int64]) -> Floats:
+
+def rates_at_points(labels: npt.NDArray[Any], detected: npt.NDArray[np.bool_]) -> Callable[[npt.NDArray[Any]], Floats]:
+    """Return the statistic of labels and detections (N, K) that gives sensitivity, specificity, and PPV and NPV.
+
+    Of weights (N,) it makes rows (2 + 2 · prevalences, K), PPV and NPV at each prevalence; NaN where not defined.
+    """
+    positive, negative = (labels == 1).astype(float), (labels == 0).astype(float)
+    hits, clear = positive * detected, negative * ~detected
+
+    def statistic(weights: npt.NDArray[Any]) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             sensitivity = (weights @ hits) / (weights @ positive)
             specificity = (weights @ clear) / (weights @ negative)
             rows = [sensitivity, specificity]
             for p in PREVALENCES:
                 called = sensitivity * p + (1 - specificity) * (1 - p)
-                rows += [sensitivity * p / called, specificity * (1 - p) / (1 - called)]
+                passed = (1 - sensitivity) * p + specificity * (1 - p)
+                rows += [sensitivity * p / called, specificity * (1 - p) / passed]
         return np.array(rows)
 
-    intervals = percentile_intervals(bootstrap_samples(cohort.patients, statistic, replicates, seed))
-    intervals[:, ~spread_over_patients(cohort.labels, cohort.patients)] = Interval(math.nan, math.nan)
-    return {name: _point(cohort, k, intervals[:, k]) for k, name in enumerate(NAMES)}
+    return statistic
 
 
 def _point(cohort: Cohort, k: int, intervals: npt.NDArray[np.object_]) -> dict[str, Any] | None:

@@ -134,8 +134,7 @@ def _zipped(source: Path, wanted: Collection[str] | None) -> Iterator[tuple[str,
 
 def _read_own(rows: list[dict[str, str]], columns: list[str], path: Path) -> dict[str, LabelledFilm]:
     column_of = {canonical_name(column): column for column in columns if canonical_name(column) is not None}
-    missing = [name for name in ("image",) if name not in columns]
-    if missing or not column_of:
+    if "image" not in columns or not column_of:
         raise LabelsError(
             f"{path} needs a column image and one for each labelled pathology (such as {NAMES[0]}); it has: "
             f"{', '.join(columns)}."

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
+from evaluation.metrics import wilson_interval
 from modules.quality import KINDS, SIDES, GateCard, InputGate, Side
 from modules.records import FloatArray
 from synthetic.not_radiographs import KINDS as DRAWN_KINDS
@@ -12,7 +13,7 @@ from synthetic.not_radiographs import make_not_radiograph
 from synthetic.phantom import make_film
 from training import gate, gate_metrics
 from training.gate_images import COPY_SIDE, NotFilm, cropped, read_films, read_not_films, reencoded, scrambled
-from training.gate_metrics import in_halves, wilson
+from training.gate_metrics import in_halves
 
 CATEGORIES = {"photo": 4, "chart": 3}
 
@@ -158,7 +159,8 @@ def test_a_scrambled_film_is_another_image() -> None:
     ("hits", "of", "interval"), [(0, 100, (0.0, 0.037)), (5, 10, (0.2366, 0.7634)), (10, 10, (0.7225, 1.0))]
 )
 def test_wilson_intervals(hits: int, of: int, interval: tuple[float, float]) -> None:
-    assert wilson(hits, of) == pytest.approx(interval, abs=2e-4)
+    found = wilson_interval(hits, of)
+    assert (found.low, found.high) == pytest.approx(interval, abs=2e-4)
 
 
 def test_drawn_kinds_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from modules.pathologies import NAMES, canonical_name
 from modules.records import FloatArray
 from modules.weights import EMBEDDED_WEIGHTS, MIN_POSITIVE_PATIENTS, WeightsCard, load_weights, write_card
 from training import operating_points, platt
-from training.validation import Measured, measure
+from training.validation import Measured, meaning, measure
 
 BATCH = 16  # films that run through the network together, each with its mirror image
 ALARMS = 0.25  # of films without a finding; chosen on the validation films along the dial, see the card
@@ -120,10 +120,10 @@ def calibrate(card: WeightsCard, scored: Scored, alarms: float) -> WeightsCard:
         "how": "each patient judged by a calibration and thresholds that the other patients of five folds set",
         "common_slope_and_intercept": [float(v) for v in platt.common_fit(scored.logits, scored.labels)],
         "calibration": served.calibration,
-        "at_the_served_points": served.meaning,
+        "at_the_served_points": meaning(scored.rows, folded.outcomes[0], sufficient),
         "pathologies": served.pathologies,
         "dial": [
-            {"alarms": dialled, **measure(scored.rows, folded.log_odds, outcome, sufficient, intervals=False).meaning}
+            {"alarms": dialled, **meaning(scored.rows, outcome, sufficient)}
             for dialled, outcome in zip(DIAL, folded.outcomes[1:], strict=True)
         ],
     }
@@ -152,19 +152,16 @@ def cross_fit(scored: Scored, sufficient: Sequence[bool], dial: Sequence[float])
     """Judge every patient's films by what the patients of the other folds set."""
     fold = platt.folds(scored.patients)
     log_odds, mirrored = np.empty_like(scored.logits), np.empty_like(scored.logits)
-    points: list[list[operating_points.Points | None]] = [[None] * len(fold) for _ in dial]
+    points: list[list[operating_points.Points]] = []  # of each fold, at each setting of the dial
     for held_out in range(platt.FOLDS):
         inside, others = np.flatnonzero(fold == held_out), np.flatnonzero(fold != held_out)
         fitted = platt.fit(scored.logits[others], scored.labels[others])
         log_odds[inside] = fitted.apply(scored.logits[inside])
         mirrored[inside] = fitted.apply(scored.mirrored[inside])
         calibrated, normal = fitted.apply(scored.logits[others]), scored.normal[others]
-        for of_setting, alarms in zip(points, dial, strict=True):
-            chosen = operating_points.choose(calibrated, normal, sufficient, alarms)
-            for i in inside:
-                of_setting[i] = chosen
+        points.append([operating_points.choose(calibrated, normal, sufficient, alarms) for alarms in dial])
     outcomes = (
-        operating_points.outcome(log_odds, mirrored, [p for p in of_setting if p is not None]) for of_setting in points
+        operating_points.outcome(log_odds, mirrored, [points[f][setting] for f in fold]) for setting in range(len(dial))
     )
     return Folded(log_odds, tuple(outcomes))
 

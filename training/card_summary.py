@@ -7,7 +7,6 @@ DIGITS = 5  # significant
 # Keys that are left out wherever they stand: lists of files, curves, and the paths of one machine.
 LEFT_OUT = frozenset(
     {
-        "boxes_by_film",
         "curve",
         "films_refused",
         "largest_on",

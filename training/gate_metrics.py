@@ -1,6 +1,5 @@
 """Measures gates on halves that nothing of them was fitted to, in counts."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import auroc
+from evaluation.metrics import auroc, wilson_interval
 from modules.quality import KINDS, SIDES, InputGate, Kind, Side
 from modules.records import FloatArray
 from synthetic.not_radiographs import KINDS as DRAWN_KINDS
@@ -17,7 +16,6 @@ from training.gate_images import CROP_DEPTHS, VARIANTS, Film, NotFilm, cropped, 
 
 DRAWN_IMAGES = 100  # of each held-out kind
 MEASURED_VARIANTS = 200  # films of each half that are shown in every variant and cut off in every way
-NORMAL_95 = 1.959964  # quantile of the normal distribution for a two-sided 95 % interval
 
 LATERAL = "not measured: no lateral film was available; only a DICOM header gives one away"
 
@@ -141,8 +139,9 @@ def held_out(tally: Tally) -> dict[str, Any]:
     """Return the counts as the card holds them."""
     films, refused = tally.counts["films"]["refused by pixels"]
     plain = tally.counts["films"]["refused by plain rules"][1]
-    low, high = wilson(refused, films)
-    share = {"films": films, "refused": refused, "share": round(refused / films, 4), "wilson_95": [low, high]}
+    interval = wilson_interval(refused, films)
+    bounds = [round(interval.low, 4), round(interval.high, 4)]
+    share = {"films": films, "refused": refused, "share": round(refused / films, 4), "wilson_95": bounds}
     by_pixels, with_rules = tally.counts["others by pixels"], tally.counts["others"]
     others = {
         category: {"images": of, "refused_by_pixels": hits, "refused_with_plain_rules": with_rules[category][1]}
@@ -174,14 +173,6 @@ def _weak_sides(tally: Tally) -> list[str]:
 
 def _cut_row(side: Side, least: float, most: float) -> str:
     return f"{side.value}, {least:.0%} to {most:.0%} of the side cut away"
-
-
-def wilson(hits: int, of: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share (Wilson, J Am Stat Assoc 1927)."""
-    z2 = NORMAL_95**2
-    centre = (hits + z2 / 2) / (of + z2)
-    half = NORMAL_95 / (of + z2) * math.sqrt(hits * (of - hits) / of + z2 / 4)
-    return round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)
 
 
 def _table(tally: Tally, table: str, hits_are: str, *, total: bool = True) -> dict[str, dict[str, int]]:

@@ -2,30 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torchvision.models import DenseNet
 
+from modules.cnn_model import untrained_network
 from modules.pathologies import NAMES
 from modules.records import FloatArray
 from modules.weights import Preprocessing, load_weights
 
-if TYPE_CHECKING:
-    import torch
-    from torchvision.models import DenseNet
-
 SCORING_BATCH = 32
 
 
-def make_network(initial_weights: Path | None) -> "DenseNet":
+def make_network(initial_weights: Path | None) -> DenseNet:
     """Build DenseNet-121 with one input channel and 14 outputs in our order: random, or from a weights folder.
 
     Raises WeightsError for a folder that does not fit.
     """
-    from modules.cnn_model import untrained_network
-
     network = untrained_network(len(NAMES))
     if initial_weights is not None:
         weights = load_weights(str(initial_weights))
@@ -45,31 +41,25 @@ def as_input(films: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8], sid
     return np.asarray(resized, np.float32)
 
 
-def normalised(pixels: FloatArray, recipe: Preprocessing, device: "torch.device") -> "torch.Tensor":
+def normalised(pixels: FloatArray, recipe: Preprocessing, device: torch.device) -> torch.Tensor:
     """Return the network's input (N, 1, side, side) on the device."""
-    import torch
-
     tensor = torch.from_numpy(pixels)[:, None].to(device, non_blocking=True)
     return ((tensor - recipe.mean) / recipe.std).contiguous(memory_format=torch.channels_last)
 
 
-def autocast(device: "torch.device") -> "torch.autocast":
+def autocast(device: torch.device) -> torch.autocast:
     """Return the mixed precision of a device: bfloat16 on CPU and CUDA, float32 on MPS."""
-    import torch
-
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "mps")
 
 
 def score_films(
-    network: "torch.nn.Module",
+    network: torch.nn.Module,
     films: npt.NDArray[np.uint8],
     side: int,
     recipe: Preprocessing,
-    device: "torch.device",
+    device: torch.device,
 ) -> FloatArray:
     """Return logits (N, 14) of films (N, S, S) at a side, without gradients; the network is left in training mode."""
-    import torch
-
     network.eval()
     found = []
     with torch.inference_mode(), autocast(device):

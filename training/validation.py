@@ -1,30 +1,27 @@
 """What a calibration and its operating points are worth on labelled films: for the card; pure functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from evaluation.bootstrap import patient_bootstrap
+from evaluation.bootstrap import bootstrap_samples, percentile_intervals
+from evaluation.decisions import LEVELS, PREVALENCES, rates_at_points
 from evaluation.films import LabelledFilm
-from evaluation.metrics import (
-    auroc,
-    brier_skill,
-    calibration_line,
-    expected_calibration_error,
-    predictive_values,
-)
+from evaluation.metrics import auroc, brier_skill, calibration_line, expected_calibration_error
 from modules.odds import probabilities
 from modules.pathologies import NAMES
 from modules.records import FloatArray
 from training.operating_points import Outcome
 
-PREVALENCES = (0.01, 0.05, 0.2)
 REPLICATES = 1000
-LEVELS = ("Low", "Moderate", "High")
-Weights = npt.NDArray[Any]  # how often each film counts (N,)
+# The rows of `rates_at_points`, as the card names them.
+RATES = (
+    "sensitivity",
+    "specificity",
+    *(f"{value}_at_{prevalence:.0%}" for prevalence in PREVALENCES for value in ("ppv", "npv")),
+)
 
 
 @dataclass(frozen=True)
@@ -32,76 +29,39 @@ class Measured:
     """Numbers for the card: null where one cannot be measured."""
 
     calibration: dict[str, Any]  # over all pathologies
-    meaning: dict[str, Any]  # of the points, for films without a finding
     pathologies: dict[str, dict[str, Any]]  # for each, at its point
 
 
 def measure(
-    rows: Sequence[LabelledFilm],
-    log_odds: FloatArray,
-    outcome: Outcome,
-    sufficient: Sequence[bool],
-    *,
-    intervals: bool = True,
+    rows: Sequence[LabelledFilm], log_odds: FloatArray, outcome: Outcome, sufficient: Sequence[bool]
 ) -> Measured:
-    """Measure calibrated log-odds (N, 14) and what their points made of the films."""
+    """Measure calibrated log-odds (N, 14) and the detections at their points; intervals by resampling patients."""
     labels = np.array([row.labels for row in rows], np.float32)
-    patients = [row.patient for row in rows]
-    each = {
-        name: _pathology(labels[:, k], log_odds[:, k], outcome.detected[:, k], patients if intervals else None)
-        for k, name in enumerate(NAMES)
-    }
-    return Measured(_calibration(each, sufficient), _meaning(rows, outcome, sufficient), each)
+    rates = rates_at_points(labels, outcome.detected)
+    values = rates(np.ones(len(rows)))
+    samples = bootstrap_samples([row.patient for row in rows], rates, REPLICATES)
+    intervals = percentile_intervals(samples)
+    each = {}
+    for k, name in enumerate(NAMES):
+        each[name] = _discrimination_and_calibration(labels[:, k], log_odds[:, k])
+        for rate, value, interval in zip(RATES, values[:, k], intervals[:, k], strict=True):
+            each[name][rate] = _number(value)
+            each[name][f"{rate}_95ci"] = [_number(interval.low), _number(interval.high)]
+    return Measured(_calibration(each, sufficient), each)
 
 
-def _pathology(
-    labels: FloatArray, log_odds: FloatArray, detected: npt.NDArray[np.bool_], patients: Sequence[str] | None
-) -> dict[str, Any]:
-    known = ~np.isnan(labels)
-    truth, values, found = labels[known] == 1, log_odds[known], detected[known]
-    served = probabilities(values)
-    slope, intercept = calibration_line(labels[known], values)
-    result: dict[str, Any] = {
-        "films": int(known.sum()),
-        "positive_films": int(truth.sum()),
+def _discrimination_and_calibration(labels: FloatArray, log_odds: FloatArray) -> dict[str, Any]:
+    served = probabilities(log_odds)
+    slope, intercept = calibration_line(labels, log_odds)
+    return {
+        "films": int((~np.isnan(labels)).sum()),
+        "positive_films": int((labels == 1).sum()),
         "auroc": _number(auroc(labels, log_odds)),
-        "ece": _number(expected_calibration_error(labels[known], served)),
-        "brier_skill": _number(brier_skill(labels[known], served)),
+        "ece": _number(expected_calibration_error(labels, served)),
+        "brier_skill": _number(brier_skill(labels, served)),
         "calibration_slope": _number(slope),
         "calibration_intercept": _number(intercept),
     }
-    ones = np.ones(len(truth))
-    for name, statistic in _at_the_point(truth, found).items():
-        result[name] = _number(statistic(ones))
-        if patients is not None:
-            of_known = [patient for patient, is_known in zip(patients, known, strict=True) if is_known]
-            interval = patient_bootstrap(of_known, statistic, replicates=REPLICATES)
-            result[f"{name}_95ci"] = [_number(interval.low), _number(interval.high)]
-    return result
-
-
-def _at_the_point(truth: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> dict[str, Callable[[Weights], float]]:
-    """Return the statistics of an operating point, each of weights (N,) of the films."""
-
-    def sensitivity(weights: Weights) -> float:
-        return _share(weights, truth & found, truth)
-
-    def specificity(weights: Weights) -> float:
-        return _share(weights, ~truth & ~found, ~truth)
-
-    def predictive(prevalence: float, side: int) -> Callable[[Weights], float]:
-        return lambda weights: float(predictive_values(sensitivity(weights), specificity(weights), prevalence)[side])
-
-    statistics: dict[str, Callable[[Weights], float]] = {"sensitivity": sensitivity, "specificity": specificity}
-    for prevalence in PREVALENCES:
-        statistics[f"ppv_at_{prevalence:.0%}"] = predictive(prevalence, 0)
-        statistics[f"npv_at_{prevalence:.0%}"] = predictive(prevalence, 1)
-    return statistics
-
-
-def _share(weights: Weights, inside: npt.NDArray[np.bool_], of: npt.NDArray[np.bool_]) -> float:
-    total = float(weights[of].sum())
-    return float(weights[inside].sum()) / total if total > 0 else float("nan")
 
 
 def _calibration(each: dict[str, dict[str, Any]], sufficient: Sequence[bool]) -> dict[str, Any]:
@@ -116,7 +76,8 @@ def _calibration(each: dict[str, dict[str, Any]], sufficient: Sequence[bool]) ->
     }
 
 
-def _meaning(rows: Sequence[LabelledFilm], outcome: Outcome, sufficient: Sequence[bool]) -> dict[str, Any]:
+def meaning(rows: Sequence[LabelledFilm], outcome: Outcome, sufficient: Sequence[bool]) -> dict[str, Any]:
+    """Return what the points tell films without a finding, and how many films with one they find."""
     normal = np.array([row.no_finding for row in rows])
     counted = (outcome.detected & np.array(sufficient)).any(axis=1)
     labels = np.array([row.labels for row in rows], np.float32)
