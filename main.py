@@ -1,23 +1,28 @@
 """The HTTP API: `uvicorn main:app`. Routes, lifespan and error handlers; everything clinical is in `modules`."""
 
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
+import anyio
 import anyio.to_thread
 from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from api import logs, problems
 from api.admission import Admission
-from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary
+from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, log_unforeseen
+from api.streaming import READER_THREADS, STREAM_DESCRIPTION, AdmittedFilm, events
+from modules.answers import Analysis, Health
 from modules.errors import AssistantError, ConfigurationError
-from modules.pipeline import Pipeline
-from modules.records import DISCLAIMER, MAX_SYMPTOMS, Analysis, Health, HeatmapChoice
+from modules.pipeline import Opened, Pipeline, Seen
+from modules.records import DISCLAIMER, MAX_SYMPTOMS, HeatmapChoice
 from modules.settings import Settings
 from modules.weights import WeightsCard
 
@@ -33,9 +38,17 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
         logs.configure(settings.log_level)
-        loaded = pipeline or await anyio.to_thread.run_sync(_load, settings)
+        own = None if pipeline else await anyio.to_thread.run_sync(_load, settings)
         admission = Admission(settings.max_concurrent_analyses, settings.max_queued_analyses)
-        yield {"pipeline": loaded, "admission": admission}
+        try:
+            yield {
+                "pipeline": pipeline or own,
+                "admission": admission,
+                "readers": anyio.CapacityLimiter(READER_THREADS),
+            }
+        finally:
+            if own is not None:
+                own.close()
 
     app = FastAPIOffline(
         title="Explainable Multimodal Clinical AI Assistant",
@@ -66,6 +79,10 @@ def _load(settings: Settings) -> Pipeline:
     return loaded
 
 
+def _read_and_conclude(pipeline: Pipeline, seen: Seen) -> str:
+    return pipeline.conclude(seen, *pipeline.read(seen)).model_dump_json()
+
+
 def _pipeline(request: Request) -> Pipeline:
     loaded: Pipeline = request.state.pipeline
     return loaded
@@ -76,10 +93,47 @@ def _admission(request: Request) -> Admission:
     return admission
 
 
+def _readers(request: Request) -> anyio.CapacityLimiter:
+    readers: anyio.CapacityLimiter = request.state.readers
+    return readers
+
+
 Loaded = Annotated[Pipeline, Depends(_pipeline)]
 Admitted = Annotated[Admission, Depends(_admission)]
+Readers = Annotated[anyio.CapacityLimiter, Depends(_readers)]
 Film = Annotated[UploadFile, File(description="A frontal chest radiograph: PNG, JPEG or single-frame DICOM")]
+Symptoms = Annotated[str, Form(max_length=MAX_SYMPTOMS, description="Free text, in English")]
+Heatmaps = Annotated[HeatmapChoice, Form(description="Which Grad-CAM grids to return")]
 Invert = Annotated[bool, Form(description="The greyscale is inverted: exchange black and white first")]
+Force = Annotated[bool, Form(description="Go on although the input gate refuses the image")]
+
+
+async def _admitted_film(
+    request: Request,
+    pipeline: Loaded,
+    admission: Admitted,
+    image: Film,
+    symptoms: Symptoms = "",
+    invert: Invert = False,
+    force: Force = False,
+) -> AsyncIterator[AdmittedFilm]:
+    """Open a film before the answer begins, so that a refusal is an error and no broken stream."""
+
+    def work() -> Opened:
+        # not before its turn: waiting films stay on disk
+        return pipeline.open(
+            image.file.read(), symptoms, invert=invert, force=force, request_id=problems.request_id(request)
+        )
+
+    with admission.place() as place:
+        film = AdmittedFilm(await admission.run_placed(work), place)
+        try:
+            yield film
+        finally:
+            film.leave()
+
+
+OpenedFilm = Annotated[AdmittedFilm, Depends(_admitted_film)]
 
 
 def _add_routes(app: FastAPI) -> None:
@@ -90,28 +144,36 @@ def _add_routes(app: FastAPI) -> None:
         summary="Analyse a chest radiograph",
     )
     async def analyze(
+        pipeline: Loaded, admission: Admitted, readers: Readers, film: OpenedFilm, heatmaps: Heatmaps = "top"
+    ) -> Response:
+        seen = await admission.run_placed(lambda: pipeline.see(film.opened, heatmaps))
+        film.leave()  # waiting for a reader takes no place from others
+        work = functools.partial(_read_and_conclude, pipeline, seen)
+        analysis = await anyio.to_thread.run_sync(work, limiter=readers)
+        return Response(analysis, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+    @app.post(
+        "/analyze/stream",
+        response_class=EventSourceResponse,
+        responses=problems.documented(400, 413, 415, 422, 500, 503),
+        summary="Analyse a chest radiograph, and say what is known as soon as it is known",
+        description=STREAM_DESCRIPTION,
+    )
+    async def stream(
         request: Request,
         pipeline: Loaded,
         admission: Admitted,
-        image: Film,
-        symptoms: Annotated[str, Form(max_length=MAX_SYMPTOMS, description="Free text, in English")] = "",
-        heatmaps: Annotated[HeatmapChoice, Form(description="Which Grad-CAM grids to return")] = "top",
-        invert: Invert = False,
-        force: Annotated[bool, Form(description="Go on although the input gate refuses the image")] = False,
-    ) -> Response:
-        def work() -> str:
-            analysis = pipeline.analyze(
-                image.file.read(),  # not before its turn: waiting films stay on disk
-                symptoms,
-                heatmaps=heatmaps,
-                invert=invert,
-                force=force,
-                request_id=problems.request_id(request),
-            )
-            return analysis.model_dump_json()
-
-        analysis = await admission.run(work)
-        return Response(analysis, media_type="application/json", headers={"Cache-Control": "no-store"})
+        readers: Readers,
+        film: OpenedFilm,
+        heatmaps: Heatmaps = "top",
+    ) -> AsyncIterator[ServerSentEvent]:
+        try:
+            async for event in events(pipeline, admission, readers, film, heatmaps):
+                yield event
+        except Exception as exc:
+            id_ = problems.request_id(request)
+            log_unforeseen(id_, exc)
+            yield ServerSentEvent(event="error", raw_data=problems.internal_problem(id_).model_dump_json())
 
     @app.post(
         "/render",

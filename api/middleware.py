@@ -59,7 +59,7 @@ class RequestBoundary:
             if exchange.overflowed and exchange.status is None:
                 await problems.too_large(request_id, self._max_film_bytes)(scope, receive, exchange.send)
             else:
-                _log_unforeseen(request_id, exc)
+                log_unforeseen(request_id, exc)
                 if exchange.status is not None:
                     raise ConnectionAbortedError("the answer broke off") from None
                 await problems.internal_error(request_id)(scope, receive, exchange.send)
@@ -114,10 +114,13 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
+            if headers.get("content-type", "").startswith("text/event-stream"):
+                headers["Cache-Control"] = "no-store"  # the framework's "no-cache" lets an answer be kept
         await self._send(message)
 
 
-def _log_unforeseen(request_id: str, exc: Exception) -> None:
+def log_unforeseen(request_id: str, exc: Exception) -> None:
+    """Log the class and place of an error, never its text."""
     frames = traceback.extract_tb(exc.__traceback__)
     where = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
     fields = {"request_id": request_id, "error": type(exc).__name__, "where": where}

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from modules import errors
-from modules.records import Problem
+from modules.answers import Problem
 from modules.settings import MEBIBYTE
 
 MEDIA_TYPE = "application/problem+json"
@@ -69,18 +69,20 @@ def domain_error(request: Request, exc: Exception) -> Response:
     """Answer an error of the domain by the table."""
     if not isinstance(exc, errors.AssistantError) or STATUS[type(exc)] == 500:
         raise exc  # no error of a request: the boundary logs it and answers
-    status = STATUS[type(exc)]
     headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, errors.Busy) else None
-    score = exc.score if isinstance(exc, errors.GateRefusal) else None
-    problem = Problem(
+    return answer(_domain_problem(exc, request_id(request)), headers)
+
+
+def _domain_problem(exc: errors.AssistantError, id_: str) -> Problem:
+    status = STATUS[type(exc)]
+    return Problem(
         title=_phrase(status),
         status=status,
         detail=str(exc),
         code=exc.code,
-        request_id=request_id(request),
-        gate_score=score,
+        request_id=id_,
+        gate_score=exc.score if isinstance(exc, errors.GateRefusal) else None,
     )
-    return answer(problem, headers)
 
 
 def invalid_request(request: Request, exc: Exception) -> Response:
@@ -128,9 +130,12 @@ def http_error(request: Request, exc: Exception) -> Response:
 
 def internal_error(id_: str) -> Response:
     """Answer what nobody foresaw; the log has the rest."""
-    return answer(
-        Problem(title=_phrase(500), status=500, detail=INTERNAL_DETAIL, code="internal_error", request_id=id_)
-    )
+    return answer(internal_problem(id_))
+
+
+def internal_problem(id_: str) -> Problem:
+    """Describe what nobody foresaw without saying anything of it."""
+    return Problem(title=_phrase(500), status=500, detail=INTERNAL_DETAIL, code="internal_error", request_id=id_)
 
 
 def foreign_charset(id_: str) -> Response:

@@ -7,7 +7,8 @@ from typing import TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from modules.records import Analysis, Health, HeatmapChoice, Problem
+from modules.answers import Analysis, Health, Problem
+from modules.records import HeatmapChoice
 
 # A file name often holds a patient's name: the server never gets it.
 NEUTRAL_NAME = "film"

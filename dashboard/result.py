@@ -8,10 +8,17 @@ import math
 import streamlit as st
 
 from dashboard.elements import bullets, plain, show_lines, show_png
-from modules.records import Analysis, Finding, HeatmapFinding, Probability, RiskLevel
+from modules.answers import Analysis
+from modules.records import Finding, HeatmapFinding, Probability, RiskLevel
 
 STATUS_WORDS = {"present": "present", "absent": "absent", "uncertain": "uncertain", "not_mentioned": "not mentioned"}
 NOT_MEASURED = "not measured"
+REPLY_FORMS = {
+    "schema": "the form that was asked for",
+    "repaired": "the form that was asked for, after one repair",
+    "prose": "free text, searched for findings",
+    None: "not a model's reply",
+}
 # Odds of certainty are infinite: probabilities are kept this far from 0 and 1 before they are compared.
 SMALLEST_PROBABILITY = 1e-6
 SMALLEST_REACH = 1.0  # of the margin's bars, in log-odds
@@ -151,13 +158,21 @@ def show_reader(analysis: Analysis) -> None:
         st.subheader("Reasoning")
         if not analysis.reader.independent:
             st.caption("Written from a template, not by a model: it is no second opinion and moved no number.")
+        if analysis.reader.saw_cnn:
+            st.caption("It was shown the CNN's numbers: it is no second opinion and moved no number.")
+        if analysis.reader.flags:
+            st.warning("Do not rely on this text. It seems to break rules that the reader was given:")
+            bullets(analysis.reader.flags)
         plain(analysis.clinical_reasoning or "Nothing was written.")
+        if analysis.recommendation:
+            plain(f"Recommendation: {analysis.recommendation}")
     with differential:
         st.subheader(
             "Differential" if analysis.reader.independent else "Detected by the CNN (no differential was made)"
         )
         ranked = enumerate(analysis.differential_diagnosis, start=1)
         plain("\n".join(f"{rank}.  {name}" for rank, name in ranked) or "None was given.")
+        show_lines("Its key observations", analysis.key_observations)
     show_lines("What the second reader says of each finding", reader_lines(analysis.findings))
     show_lines("How it moved the fused probabilities", adjustment_lines(analysis.findings))
 
@@ -208,6 +223,8 @@ def show_provenance(analysis: Analysis) -> None:
         "Reader's model": reader.model or "none",
         "Fallback": reader.fallback_reason or "none",
         "Film sent to": reader.film_sent_to,
+        "Reply understood as": REPLY_FORMS[reader.form],
+        "Questions": f"version {reader.prompt}" if reader.prompt else "none were asked",
         "Reader took": f"{reader.seconds:.1f} s",
         "Film": f"{analysis.image.width} × {analysis.image.height} pixels"
         + (", greyscale inverted by request" if quality.inverted_by_request else ""),

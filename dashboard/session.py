@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass, field
 
 from dashboard.client import AssistantClient, ClientError
-from modules.records import Analysis
+from modules.answers import Analysis
 
 
 @dataclass(frozen=True)

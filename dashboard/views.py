@@ -11,8 +11,9 @@ from dashboard import result
 from dashboard.client import AssistantClient, ClientError
 from dashboard.elements import plain, show_png
 from dashboard.session import Film, Job, Session
+from modules.answers import Analysis
 from modules.errors import InvertedGreyscale, NotAChestRadiograph, RotatedFilm
-from modules.records import DISCLAIMER, MAX_SYMPTOMS, Analysis
+from modules.records import DISCLAIMER, MAX_SYMPTOMS
 from modules.settings import PROJECT_ROOT, Settings
 
 TITLE = "Chest-radiograph assistant"

@@ -25,12 +25,14 @@ def fuse(prediction: CnnPrediction, reading: Reading) -> Fusion:
     """Merge both readers: 14 findings in order, their contradictions and the agreement.
 
     Nothing un-detects what the CNN detected; `uncertain` and `not_mentioned` move nothing: silence is not evidence.
+    Nor is the word of a reader that was shown the CNN's numbers; it can still contradict them.
     """
     findings = tuple(_finding(k, prediction, reading) for k in range(len(NAMES)))
     return Fusion(
         findings=findings,
+        reader_is_evidence=not reading.saw_cnn,
         contradictions=_contradictions(findings) if reading.independent else (),
-        agreement=_agreement(findings),
+        agreement=None if reading.saw_cnn else _agreement(findings),
     )
 
 
@@ -59,6 +61,8 @@ def _adjusted(probability: float, adjustments: tuple[Adjustment, ...]) -> float:
 
 
 def _adjustments(name: str, reading: Reading) -> tuple[Adjustment, ...]:
+    if reading.saw_cnn:  # it had the CNN's numbers before it: its words are no second opinion
+        return ()
     statement = reading.statement(name)
     shift = {"present": PRESENT_SHIFT, "absent": ABSENT_SHIFT}.get(statement.status)
     if shift is None:

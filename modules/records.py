@@ -1,6 +1,6 @@
 """One frozen record a stage: dataclasses hold arrays and stay inside the process, pydantic models reach JSON.
 
-The latter are the schema of the API. The dashboard parses the same classes, so nothing here may import torch.
+`modules/answers.py` makes the answers of the API of them. Nothing here may import torch: the dashboard parses them.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ MAX_SYMPTOMS = 4000  # characters
 FloatArray = npt.NDArray[np.float32]
 Status = Literal["present", "absent", "uncertain", "not_mentioned"]
 RiskLevel = Literal["Low", "Moderate", "High"]
+ReplyForm = Literal["schema", "repaired", "prose"]
 HeatmapChoice = Literal["top", "all", "none"]
 
 # Arithmetic is never rounded; JSON is, to the sixth decimal.
@@ -181,13 +182,23 @@ class ReaderStatement(Record):
 
 
 class Reading(Record):
-    """A second reader's answer about one film. `independent` is false for a template that repeats the CNN."""
+    """A second reader's answer about one film. `independent` is false for a template that repeats the CNN.
+
+    `form` says how the reply was understood: as the schema that was asked for, so after one repair, or as prose.
+    `flags` are rules that its text breaks. A reader that saw the CNN's numbers is no evidence beside them.
+    """
 
     reasoning: str
+    key_observations: tuple[str, ...] = ()
     differential: tuple[str, ...] = ()
+    recommendation: str = ""
     statements: dict[str, ReaderStatement] = Field(default_factory=dict)
     token_confidence: Probability | None = None
     independent: bool = True
+    form: ReplyForm | None = None
+    flags: tuple[str, ...] = ()
+    prompt: str | None = None
+    saw_cnn: bool = False
 
     @model_validator(mode="after")
     def _known_pathologies(self) -> "Reading":
@@ -211,8 +222,12 @@ class ReaderInfo(Record):
     model: str | None = None
     independent: bool = Field(description="True when a second model read the film; a template is none")
     fallback_reason: str | None = None
-    film_sent_to: str = Field(description="Where the film went, in words")
+    film_sent_to: str = Field(description="Where the film went, in words; every reader that was tried is named")
     token_confidence: Probability | None = None
+    form: ReplyForm | None = Field(None, description="How the reply was understood; null for the template")
+    flags: tuple[str, ...] = Field((), description="Rules that the reader's text seems to break")
+    prompt: str | None = Field(None, description="Version and hash of the questions that were asked")
+    saw_cnn: bool = Field(False, description="The reader was shown the CNN's numbers: it is no second opinion")
     seconds: Annotated[float, Field(ge=0.0), Rounded]
 
 
@@ -249,9 +264,13 @@ class Contradiction(Record):
 
 
 class Fusion(Record):
-    """Both readers merged. `agreement` is the share of the reader's clear statements that match the CNN, or None."""
+    """Both readers merged. `agreement` is the share of the reader's clear statements that match the CNN, or None.
+
+    `reader_is_evidence` is false when the reader had seen the CNN's numbers.
+    """
 
     findings: tuple[Finding, ...]
+    reader_is_evidence: bool = True
     contradictions: tuple[Contradiction, ...] = ()
     agreement: Probability | None = None
 
@@ -320,80 +339,3 @@ class HeatmapFinding(Record):
     detected: bool
     probability: Probability
     note: str
-
-
-class ConfidenceScores(Record):
-    """Always numbers, for clients of the original API; `reader.token_confidence` tells 0.0 from "not measured"."""
-
-    cnn: Probability
-    llm: Probability
-    fused: Probability
-
-
-class ImageSize(Record):
-    """Size of the film as it was analysed, in pixels."""
-
-    width: int
-    height: int
-
-
-class Analysis(Record):
-    """The answer of `POST /analyze`. The first ten fields are the original API; the rest is added beside them."""
-
-    visual_findings: dict[str, Probability] = Field(description="Fused probability of each of the 14 pathologies")
-    clinical_reasoning: str
-    differential_diagnosis: tuple[str, ...]
-    confidence_scores: ConfidenceScores
-    risk_level: RiskLevel
-    risk_factors: tuple[str, ...]
-    contradictions: tuple[Contradiction, ...]
-    heatmap_available: bool
-    heatmap_base64: str = Field(description='PNG of the top finding over the film, or ""')
-    disclaimer: str
-
-    findings: tuple[Finding, ...]
-    agreement: Probability | None
-    reader: ReaderInfo
-    quality: Quality
-    needs_review: bool
-    review_reasons: tuple[str, ...]
-    heatmap_finding: HeatmapFinding | None
-    heatmaps: dict[str, Heatmap]
-    model: ModelInfo
-    image: ImageSize
-    timings_ms: dict[str, Number]
-    request_id: str
-
-
-class ReaderHealth(Record):
-    """State of the second reader."""
-
-    mode_requested: ReaderMode
-    mode: ReaderMode
-    state: Literal["loading", "ready", "fallback"]
-    reason: str | None = None
-
-
-class Health(Record):
-    """The answer of `GET /health`."""
-
-    status: Literal["healthy"] = "healthy"
-    cnn_ready: bool
-    model: ModelInfo
-    reader: ReaderHealth
-    version: str
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 describes it, with a stable `code`."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str
-    gate_score: Probability | None = None
-    errors: list[dict[str, str]] | None = Field(None, description="For invalid_request: each field and what is wrong")

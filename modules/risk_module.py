@@ -27,10 +27,13 @@ def assess(fusion: Fusion, uncertainty: Uncertainty, quality: Quality, symptoms:
 
     High: a finding that needs action within minutes, or one that needs it within hours beside an acute red-flag
     symptom, or a symptom that needs action by itself. Moderate: any other finding or red flag. Low: neither. A finding
-    counts when the CNN detects it on sufficient data, or the second reader calls it present.
+    counts when the CNN detects it on sufficient data, or a second reader that did not see the CNN's numbers calls it
+    present.
     """
-    counted = sorted((f for f in fusion.findings if _counts(f)), key=lambda f: _URGENCY.index(criticality(f.pathology)))
-    uncounted = tuple(f for f in fusion.findings if f.detected and not _counts(f))
+    counts = {f.pathology: _by_cnn(f) or (_by_reader(f) and fusion.reader_is_evidence) for f in fusion.findings}
+    order = sorted(fusion.findings, key=lambda f: _URGENCY.index(criticality(f.pathology)))
+    counted = [f for f in order if counts[f.pathology]]
+    uncounted = tuple(f for f in fusion.findings if f.detected and not counts[f.pathology])
     flags = red_flags(symptoms)
     level = _level({criticality(f.pathology) for f in counted}, frozenset(flags))
     factors = (
@@ -58,14 +61,17 @@ def _level(tiers: set[Criticality], flags: frozenset[str]) -> RiskLevel:
     return "Moderate" if tiers or flags else "Low"
 
 
-def _counts(finding: Finding) -> bool:
-    return (finding.detected and finding.sufficient_data) or finding.reader.status == "present"
+def _by_cnn(finding: Finding) -> bool:
+    return finding.detected and finding.sufficient_data
+
+
+def _by_reader(finding: Finding) -> bool:
+    return finding.reader.status == "present"
 
 
 def _factor(finding: Finding) -> str:
-    by_cnn = finding.detected and finding.sufficient_data
-    by_reader = finding.reader.status == "present"
-    who = "CNN and second reader" if by_cnn and by_reader else "CNN" if by_cnn else "second reader"
+    cnn, reader = _by_cnn(finding), _by_reader(finding)
+    who = "CNN and second reader" if cnn and reader else "CNN" if cnn else "second reader"
     numbers = f"probability {finding.cnn_probability:.3f}, threshold {finding.operating_threshold:.3f}"
     return f"{finding.pathology} ({who}; CNN {numbers}; {_ACTION[criticality(finding.pathology)]})"
 

@@ -4,13 +4,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 MEBIBYTE = 1 << 20
 
 ReaderMode = Literal["local", "api", "openai", "dummy"]
+
+# The two replies of a reader fit into the first with all that they may hold, and into the second with a few words in
+# each of their parts (`modules/reasoners/replies.py`).
+DEFAULT_REPLY_TOKENS = 4096
+MIN_REPLY_TOKENS = 1536
 
 
 class Colormap(StrEnum):
@@ -31,6 +36,34 @@ class Settings(BaseSettings):
     medgemma_mode: ReaderMode = Field("local", description="Second reader: local, api, openai or dummy.")
     medgemma_fallback: Annotated[tuple[ReaderMode, ...], NoDecode] = Field(
         ("dummy",), description="Readers tried in this order when the one asked for cannot run, separated by commas."
+    )
+    medgemma_model: str | None = Field(
+        None, description="Local model: a folder, or a name in the Hugging Face cache; by default chosen by platform."
+    )
+    medgemma_engine: Literal["auto", "mlx", "transformers"] = Field(
+        "auto", description="Engine of the local model; auto takes mlx on Apple Silicon, transformers elsewhere."
+    )
+    medgemma_quantization: Literal["none", "4bit"] = Field(
+        "none", description="4bit shrinks the local model on CUDA (transformers with bitsandbytes)."
+    )
+    gemini_api_key: SecretStr | None = Field(None, description="Key of the Gemini API, for mode api.")
+    gemini_model: str = Field("gemini-3.8-flash", min_length=1, description="Gemini model, for mode api.")
+    openai_base_url: str | None = Field(
+        None, description="Address of an OpenAI-compatible server, such as http://127.0.0.1:11434/v1, for mode openai."
+    )
+    openai_api_key: SecretStr | None = Field(None, description="Key of that server, where it wants one.")
+    openai_model: str | None = Field(None, description="Model that the server is asked for, in its own name.")
+    reader_timeout_s: float = Field(
+        180.0, gt=0, allow_inf_nan=False, description="How long one second reader may take on one film, in seconds."
+    )
+    reader_max_tokens: int = Field(
+        DEFAULT_REPLY_TOKENS,
+        ge=MIN_REPLY_TOKENS,
+        le=65536,
+        description="Longest reply of a second reader to one of its two questions, in tokens.",
+    )
+    reader_sees_cnn: bool = Field(
+        False, description="Show the CNN's numbers to the second reader; its word is then no evidence beside them."
     )
 
     cxr_weights: str = Field(
@@ -71,7 +104,16 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("cxr_weights_sha256", "backend_url", mode="before")
+    @field_validator(
+        "backend_url",
+        "cxr_weights_sha256",
+        "gemini_api_key",
+        "medgemma_model",
+        "openai_api_key",
+        "openai_base_url",
+        "openai_model",
+        mode="before",
+    )
     @classmethod
     def _empty_means_unset(cls, value: object) -> object:
         return None if isinstance(value, str) and not value.strip() else value

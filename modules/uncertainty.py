@@ -25,6 +25,7 @@ def assess(prediction: CnnPrediction, reading: Reading, fusion: Fusion, quality:
         review_reasons=(
             *_instability_reasons(prediction),
             *_contradiction_reasons(fusion),
+            *(f"The second reader's text: {flag}." for flag in reading.flags),
             *(f"Film quality: {warning.message}" for warning in quality.warnings),
         ),
     )

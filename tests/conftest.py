@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,14 @@ def film_pixels() -> npt.NDArray[np.uint8]:
 def film_png(film_pixels: npt.NDArray[np.uint8]) -> bytes:
     """The same film as a PNG file."""
     return as_png(film_pixels)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Gemma 3 vision-language model in the layout of the published MedGemma."""
+    from tests import tiny_gemma3
+
+    return tiny_gemma3.build(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

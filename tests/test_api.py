@@ -30,12 +30,13 @@ from starlette.testclient import TestClient
 from api import logs, problems
 from main import create_app
 from modules import errors
+from modules.answers import Analysis, Health, Problem
 from modules.errors import WeightsError
 from modules.images import ImageLimits
 from modules.pathologies import NAMES
-from modules.pipeline import Pipeline
+from modules.pipeline import Opened, Pipeline, Seen
 from modules.quality import InputGate
-from modules.records import MAX_SYMPTOMS, Analysis, Health, Problem
+from modules.records import MAX_SYMPTOMS, HeatmapChoice, ReaderInfo, Reading
 from modules.settings import MEBIBYTE, PROJECT_ROOT, Settings
 from modules.weights import CARD_FILE, EMBEDDED_WEIGHTS, WeightsCard, read_card
 from tests.conftest import MakeClient, as_png
@@ -104,9 +105,18 @@ class FakePipeline:
         self.cnn, self.reader = real.cnn, real.reader
         self._real, self._work = real, work
 
-    def analyze(self, *args: Any, **kwargs: Any) -> Analysis:
+    def open(self, *args: Any, **kwargs: Any) -> Opened:
         self._work()
-        return self._real.analyze(*args, **kwargs)
+        return self._real.open(*args, **kwargs)
+
+    def see(self, opened: Opened, heatmaps: HeatmapChoice) -> Seen:
+        return self._real.see(opened, heatmaps)
+
+    def read(self, seen: Seen, **kwargs: Any) -> tuple[Reading, ReaderInfo]:
+        return self._real.read(seen, **kwargs)
+
+    def conclude(self, seen: Seen, reading: Reading, info: ReaderInfo) -> Analysis:
+        return self._real.conclude(seen, reading, info)
 
     def render(self, *args: Any, **kwargs: Any) -> bytes:
         self._work()

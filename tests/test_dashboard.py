@@ -22,7 +22,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import result, views
 from dashboard.client import AssistantClient, ClientError
 from dashboard.session import Film, Session
-from modules import records
+from modules import answers, records
 from modules.errors import GateRefusal
 from modules.pathologies import NAMES
 from modules.settings import PROJECT_ROOT
@@ -80,13 +80,13 @@ def all_findings() -> tuple[records.Finding, ...]:
     return tuple(special.get(name, finding(name, 0.01, 0.3)) for name in NAMES)
 
 
-def analysis(**other: Any) -> records.Analysis:
+def analysis(**other: Any) -> answers.Analysis:
     found = all_findings()
     values: dict[str, Any] = {
         "visual_findings": {f.pathology: f.fused_probability for f in found},
         "clinical_reasoning": "A small effusion on the right.",
         "differential_diagnosis": ("Parapneumonic effusion", "Heart failure"),
-        "confidence_scores": records.ConfidenceScores(cnn=0.61, llm=0.7, fused=0.58),
+        "confidence_scores": answers.ConfidenceScores(cnn=0.61, llm=0.7, fused=0.58),
         "risk_level": "Moderate",
         "risk_factors": ("Effusion is detected.",),
         "contradictions": (
@@ -102,6 +102,8 @@ def analysis(**other: Any) -> records.Analysis:
         "disclaimer": records.DISCLAIMER,
         "findings": found,
         "agreement": 0.5,
+        "key_observations": ("Blunted left costophrenic angle.",),
+        "recommendation": "A radiologist should review the film.",
         "reader": reader(),
         "quality": quality(),
         "needs_review": True,
@@ -111,11 +113,11 @@ def analysis(**other: Any) -> records.Analysis:
         ),
         "heatmaps": {},
         "model": MODEL,
-        "image": records.ImageSize(width=8, height=8),
+        "image": answers.ImageSize(width=8, height=8),
         "timings_ms": {"cnn": 57.0},
         "request_id": "request-1",
     }
-    return records.Analysis(**(values | other))
+    return answers.Analysis(**(values | other))
 
 
 def reader(**other: Any) -> records.ReaderInfo:
@@ -141,19 +143,19 @@ def quality(**other: Any) -> records.Quality:
     return records.Quality(**(values | other))
 
 
-def health(**other: Any) -> records.Health:
-    state = records.ReaderHealth(mode_requested="local", mode="dummy", state="fallback", reason="nothing is installed")
-    return records.Health(**({"cnn_ready": True, "model": MODEL, "reader": state, "version": "0.1.0"} | other))
+def health(**other: Any) -> answers.Health:
+    state = answers.ReaderHealth(mode_requested="local", mode="dummy", state="fallback", reason="nothing is installed")
+    return answers.Health(**({"cnn_ready": True, "model": MODEL, "reader": state, "version": "0.1.0"} | other))
 
 
 def answer(record: BaseModel, status: int = 200, **headers: str) -> httpx.Response:
-    media_type = "application/problem+json" if isinstance(record, records.Problem) else "application/json"
+    media_type = "application/problem+json" if isinstance(record, answers.Problem) else "application/json"
     return httpx.Response(status, content=record.model_dump_json(), headers={"Content-Type": media_type, **headers})
 
 
 def problem(status: int, code: str, detail: str = "It went wrong.", **other: Any) -> httpx.Response:
     headers = {"Retry-After": "7"} if status == 503 else {}
-    record = records.Problem(title="A title", status=status, detail=detail, code=code, request_id="request-9", **other)
+    record = answers.Problem(title="A title", status=status, detail=detail, code=code, request_id="request-9", **other)
     return answer(record, status, **headers)
 
 
@@ -596,9 +598,26 @@ def test_the_table_holds_every_finding_with_its_marks(page: AppTest, server: Fak
     assert rows["Hernia"]["Second reader"] == "not mentioned"
 
 
+def test_a_readers_observations_and_recommendation_are_shown(page: AppTest, server: FakeServer) -> None:
+    server.analyses = [answer(analysis())]
+    analysed(page)
+    assert "Blunted left costophrenic angle." in words(page)
+    assert "A radiologist should review the film." in words(page)
+    assert not any("Do not rely" in element.value for element in page.warning)
+
+
+def test_a_text_that_breaks_its_rules_is_shown_with_a_warning(page: AppTest, server: FakeServer) -> None:
+    server.analyses = [answer(analysis(reader=reader(flags=("it names a drug",), form="prose", saw_cnn=True)))]
+    analysed(page)
+    assert any("Do not rely" in element.value for element in page.warning)
+    assert "it names a drug" in words(page)
+    assert "free text, searched for findings" in words(page)
+    assert any("moved no number" in element.value for element in page.caption)
+
+
 def test_a_reader_that_did_not_run_is_not_given_a_number(page: AppTest, server: FakeServer) -> None:
     ran = reader(mode="dummy", model=None, independent=False, fallback_reason="No model here.", token_confidence=None)
-    scores = records.ConfidenceScores(cnn=0.61, llm=0.0, fused=0.58)
+    scores = answers.ConfidenceScores(cnn=0.61, llm=0.0, fused=0.58)
     server.analyses = [answer(analysis(reader=ran, confidence_scores=scores, contradictions=(), agreement=None))]
     analysed(page)
     assert [m.value for m in page.metric] == ["0.61", "not measured", "0.58"]
@@ -779,7 +798,7 @@ def kinds_that_show(test: AppTest, text: str) -> set[str]:
     return {node.type for node in nodes if getattr(node, "proto", None) is not None and text in str(node.proto)}
 
 
-def hostile_analysis() -> records.Analysis:
+def hostile_analysis() -> answers.Analysis:
     stated = records.ReaderStatement(status="present", quote=HOSTILE)
     found = tuple(
         finding(name, 0.5, 0.3, reader=stated, adjustments=(records.Adjustment(log_odds=0.1, reason=HOSTILE),))
@@ -788,11 +807,13 @@ def hostile_analysis() -> records.Analysis:
     return analysis(
         clinical_reasoning=HOSTILE,
         differential_diagnosis=(HOSTILE,),
+        key_observations=(HOSTILE,),
+        recommendation=HOSTILE,
         risk_factors=(HOSTILE,),
         contradictions=(records.Contradiction(pathology=HOSTILE, cnn_probability=0.5, note=HOSTILE, kind="denied"),),
         disclaimer=HOSTILE,
         findings=found,
-        reader=reader(model=HOSTILE, fallback_reason=HOSTILE, film_sent_to=HOSTILE, independent=False),
+        reader=reader(model=HOSTILE, fallback_reason=HOSTILE, film_sent_to=HOSTILE, flags=(HOSTILE,), prompt=HOSTILE),
         quality=quality(reason=HOSTILE, warnings=(records.QualityWarning(code=HOSTILE, message=HOSTILE),)),
         review_reasons=(HOSTILE,),
         heatmap_finding=records.HeatmapFinding(pathology=HOSTILE, detected=True, probability=0.5, note=HOSTILE),
@@ -822,7 +843,7 @@ def test_hostile_text_in_an_error_stays_text(page: AppTest, server: FakeServer) 
 
 
 def test_hostile_text_in_health_stays_text(server: FakeServer) -> None:
-    state = records.ReaderHealth(mode_requested="local", mode="dummy", state="fallback", reason=HOSTILE)
+    state = answers.ReaderHealth(mode_requested="local", mode="dummy", state="fallback", reason=HOSTILE)
     model = MODEL.model_copy(update={"weights": HOSTILE, "device": HOSTILE})
     server.health = lambda _: answer(health(reader=state, model=model))
     page = AppTest.from_file(str(PROJECT_ROOT / "app.py"), default_timeout=20).run()

@@ -15,13 +15,14 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from modules import explainability, fusion, risk_module, uncertainty
+from modules.answers import Analysis
 from modules.errors import InvalidSymptoms, InvertedGreyscale, NotAChestRadiograph
 from modules.images import open_image
 from modules.multimodal_reasoning import SecondReader
 from modules.pathologies import NAMES
 from modules.pipeline import Pipeline
 from modules.quality import InputGate
-from modules.records import Analysis, ReaderStatement, Reading
+from modules.records import ReaderStatement, Reading
 from modules.settings import Colormap, Settings
 
 SAMPLE = ROOT / "assets" / "sample_xray.png"

@@ -54,7 +54,7 @@ def test_every_curl_call_answers(command: str, address: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr.decode()
     written = re.search(r"-o (\S+)", command)
     content = (tmp_path / written[1]).read_bytes() if written else done.stdout
-    assert content.startswith((b"{", b"\x89PNG"))
+    assert content.startswith((b"{", b"\x89PNG", b"event: accepted"))
 
 
 def test_there_are_curl_calls_and_python_to_try() -> None:

@@ -1,63 +1,80 @@
-"""Which reader answers, what it must answer, and what is said when it did not."""
+"""Which reader answers, when it is left, where the film goes, and what is said when another one answered."""
 
-import json
 import logging
-from collections import deque
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modules import multimodal_reasoning
 from modules.errors import ReaderUnavailable
-from modules.multimodal_reasoning import SecondReader
+from modules.multimodal_reasoning import NOWHERE, MissingReader, SecondReader
 from modules.pathologies import NAMES
-from modules.reasoners.base import (
-    MAX_ITEM,
-    MAX_ITEMS,
-    MAX_QUOTE,
-    MAX_REASONING,
-    MAX_REPLY,
-    Reader,
-    ReaderTask,
-    parse_replies,
-    reply_schemas,
-)
+from modules.reasoners.base import READY, Control, Reader, ReaderFilm, ReaderState, ReaderTask
+from modules.reasoners.conversation import Writer
 from modules.reasoners.dummy import DummyReader
+from modules.reasoners.turns import TurnName
 from modules.records import CnnPrediction, ReaderInfo, Reading
 from modules.settings import ReaderMode, Settings
-from tests.stages import STATUSES, TEMPLATE, film, predict, predictions, read
+from tests.scripted import ScriptedReader, ScriptedWriter, clinical_text, film_text
+from tests.stages import TEMPLATE, film, predict, predictions, read
 
 SECRET = "key=sk-12345 at /srv/models"
+LIMIT_S = 0.3
+LOADING = ReaderState("loading", "It is loading.")
+BROKEN = ReaderState("unavailable", "It broke.")
 
 
-class ScriptedReader(Reader):
-    """Answers what was enqueued, in that order, and keeps every task it got."""
+def reader_film() -> ReaderFilm:
+    return ReaderFilm.of(film())
+
+
+def ask(second: SecondReader, prediction: CnnPrediction | None = None, **options: Any) -> tuple[Reading, ReaderInfo]:
+    return second.read(reader_film(), "cough", prediction or predict(), **options)
+
+
+def until(condition: Callable[[], bool], limit_s: float = 1.0) -> None:
+    """Wait until something has come true in another thread."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.002)
+
+
+class Hanging(ScriptedReader):
+    """Sends the film away, says that it has begun, and does nothing else until it is released."""
 
     def __init__(self, mode: ReaderMode = "local") -> None:
-        self.mode = mode
-        self.model = f"scripted-{mode}"
-        self.film_sent_to = f"the script of {mode}"
-        self.history: list[ReaderTask] = []
-        self._queue: deque[Reading | Exception] = deque()
-
-    def enqueue(self, *answers: Reading | Exception) -> "ScriptedReader":
-        self._queue.extend(answers)
-        return self
+        super().__init__(mode)
+        self.begun = threading.Semaphore(0)
+        self.released = threading.Event()
+        self.ended = threading.Semaphore(0)
 
     def read(self, task: ReaderTask) -> Reading:
         self.history.append(task)
-        answer = self._queue.popleft()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        task.control.sends_film_to(self.place)
+        self.begun.release()
+        try:
+            assert self.released.wait(10)
+            return read({"Mass": "present"})
+        finally:
+            self.ended.release()
 
 
-def ask(second: SecondReader, prediction: CnnPrediction | None = None) -> tuple[Reading, ReaderInfo]:
-    return second.read(film(), "cough", prediction or predict())
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    """A reader that hangs until the test has ended."""
+    reader = Hanging()
+    yield reader
+    reader.released.set()
+    for _ in reader.history:
+        assert reader.ended.acquire(timeout=1)
 
 
 # ── Which one answers ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -74,14 +91,23 @@ def test_the_reader_asked_for_answers_alone() -> None:
     assert second.history == []
 
 
+def test_what_is_known_of_a_reading_is_told() -> None:
+    answer = read({"Mass": "present"}).model_copy(
+        update={"form": "repaired", "flags": ("it prescribes",), "prompt": "1-abc", "saw_cnn": True}
+    )
+    _, info = ask(SecondReader("local", (ScriptedReader().enqueue(answer),)))
+    assert (info.form, info.flags, info.prompt, info.saw_cnn) == ("repaired", ("it prescribes",), "1-abc", True)
+
+
 def test_a_reader_gets_the_film_the_symptoms_and_the_prediction() -> None:
     reader = ScriptedReader().enqueue(read())
-    radiograph, prediction = film(), predict({"Mass": 0.9})
-    SecondReader("local", (reader,)).read(radiograph, "cough", prediction)
+    shown, prediction = reader_film(), predict({"Mass": 0.9})
+    SecondReader("local", (reader,), limit_s=60.0).read(shown, "cough", prediction)
     (task,) = reader.history
-    assert task.radiograph is radiograph
+    assert task.film is shown
     assert task.prediction is prediction
     assert (task.symptoms, task.why_not_others) == ("cough", ())
+    assert 55.0 < task.control.remaining_s <= 60.0
 
 
 def test_readers_are_tried_in_their_order_and_each_learns_why_the_others_did_not_run() -> None:
@@ -91,7 +117,6 @@ def test_readers_are_tried_in_their_order_and_each_learns_why_the_others_did_not
     _, info = ask(SecondReader("local", (first, second, third, DummyReader())))
     assert (info.mode_requested, info.mode, info.model) == ("local", "openai", "scripted-openai")
     assert info.fallback_reason == "The first is loading. The second has no key."
-    assert info.film_sent_to == "the script of openai"
     assert second.history[0].why_not_others == ("The first is loading.",)
     assert third.history[0].why_not_others == ("The first is loading.", "The second has no key.")
 
@@ -128,12 +153,8 @@ def test_a_failure_that_was_announced_is_not_logged_as_unexpected(caplog: pytest
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_is_no_failure_of_the_reader(interrupt: type[BaseException]) -> None:
-    class Interrupted(ScriptedReader):
-        def read(self, task: ReaderTask) -> Reading:
-            raise interrupt
-
     with pytest.raises(interrupt):
-        ask(SecondReader("local", (Interrupted(), DummyReader())))
+        ask(SecondReader("local", (ScriptedReader().enqueue(interrupt()), DummyReader())))
 
 
 def test_when_every_reader_failed_the_error_gives_all_reasons() -> None:
@@ -142,34 +163,393 @@ def test_when_every_reader_failed_the_error_gives_all_reasons() -> None:
         ask(SecondReader("local", readers))
 
 
+def test_a_reader_without_its_reading_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        type("Silent", (Reader,), {})()
+
+
+# ── The time limit ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reader_that_hangs_is_left_at_its_limit_and_the_template_answers(hanging: Hanging) -> None:
+    start = time.monotonic()
+    reading, info = ask(SecondReader("local", (hanging, DummyReader()), limit_s=LIMIT_S))
+    assert LIMIT_S <= time.monotonic() - start < LIMIT_S + 1.0
+    assert info.mode == "dummy"
+    assert info.fallback_reason == "The second reader gave no answer within 0.3 seconds."
+    assert reading.reasoning.startswith(f"No second reader ran: {info.fallback_reason} ")
+    assert hanging.history[0].control.stopped
+
+
+def test_each_reader_has_the_whole_limit(hanging: Hanging) -> None:
+    left_s: list[float] = []
+
+    class Later(ScriptedReader):
+        def read(self, task: ReaderTask) -> Reading:
+            left_s.append(task.control.remaining_s)
+            return read()
+
+    _, info = ask(SecondReader("local", (hanging, Later("api")), limit_s=LIMIT_S))
+    assert info.mode == "api"
+    assert LIMIT_S / 2 < left_s[0] <= LIMIT_S
+
+
+@pytest.mark.parametrize("error", [ReaderUnavailable("It was stopped."), RuntimeError("closed")])
+def test_the_limit_is_the_reason_when_a_reader_notices_it_itself(error: Exception) -> None:
+    class Attentive(ScriptedReader):
+        def read(self, task: ReaderTask) -> Reading:
+            time.sleep(task.control.remaining_s)
+            raise error
+
+    _, info = ask(SecondReader("local", (Attentive(), DummyReader()), limit_s=0.05))
+    assert info.fallback_reason == "The second reader gave no answer within 0.05 seconds."
+
+
+def test_a_reader_that_hangs_does_not_delay_another_film(hanging: Hanging) -> None:
+    second = SecondReader("local", (hanging, DummyReader()), limit_s=LIMIT_S)
+    answers: list[ReaderInfo] = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(second)[1])) for _ in range(4)]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [info.mode for info in answers] == ["dummy"] * 4
+    assert time.monotonic() - start < 2 * LIMIT_S + 0.5  # side by side, not one after the other
+    hanging.released.set()
+    assert ask(second)[1].mode == "local"
+
+
+def test_a_reader_that_was_left_says_no_more_and_sends_the_film_nowhere_any_longer(hanging: Hanging) -> None:
+    heard: list[str] = []
+    _, info = ask(
+        SecondReader("local", (hanging, DummyReader()), limit_s=0.05),
+        on_words=lambda mode: lambda turn, words: heard.append(words),
+    )
+    control = hanging.history[0].control
+    control.say("film", "too late")
+    with pytest.raises(ReaderUnavailable, match="stopped"):
+        control.sends_film_to("somewhere that the answer did not name")
+    assert heard == []
+    assert (control.film_sent_to, info.film_sent_to) == ("the script of local",) * 2
+
+
+@pytest.mark.parametrize("limit_s", [float("inf"), 1e12])
+def test_a_limit_longer_than_threads_can_wait_is_none(limit_s: float) -> None:
+    assert ask(SecondReader("local", (ScriptedReader().enqueue(read()),), limit_s=limit_s))[1].mode == "local"
+
+
+# ── Stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_stopping_returns_at_once_and_stops_the_reader(hanging: Hanging) -> None:
+    watch = Control()
+    answers: list[ReaderInfo] = []
+    second = SecondReader("local", (hanging, ScriptedReader("api"), DummyReader()), limit_s=60.0)
+    thread = threading.Thread(target=lambda: answers.append(ask(second, watch=watch)[1]))
+    thread.start()
+    assert hanging.begun.acquire(timeout=1)
+    start = time.monotonic()
+    watch.stop()
+    thread.join(1)
+    assert time.monotonic() - start < 0.5
+    (info,) = answers
+    assert info.mode == "dummy"
+    assert info.fallback_reason
+    assert "Nobody waits" in info.fallback_reason
+    assert hanging.history[0].control.stopped
+
+
+def test_nobody_is_asked_for_whom_nobody_waits() -> None:
+    watch, reader = Control(), ScriptedReader()
+    watch.stop()
+    _, info = ask(SecondReader("local", (reader, DummyReader())), watch=watch)
+    assert (info.mode, info.film_sent_to) == ("dummy", NOWHERE)
+    assert reader.history == []
+
+
+def test_stopping_after_the_answer_changes_nothing() -> None:
+    watch = Control()
+    reading, info = ask(SecondReader("local", (ScriptedReader().enqueue(read()),)), watch=watch)
+    watch.stop()
+    assert (info.mode, reading) == ("local", read())
+
+
+def test_an_interrupt_of_whoever_waits_stops_the_reader(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(queue.SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            assert hanging.begun.acquire(timeout=1)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue, "SimpleQueue", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask(SecondReader("local", (hanging, DummyReader())))
+    assert hanging.history[0].control.stopped
+
+
+def test_what_is_to_be_done_at_a_stop_is_done_once_and_at_once_when_it_was_stopped_already() -> None:
+    control, done = Control(), []
+    control.when_stopped(lambda: done.append("first"))
+    control.stop()
+    control.stop()
+    control.when_stopped(lambda: done.append("second"))
+    assert done == ["first", "second"]
+    with pytest.raises(ReaderUnavailable):
+        control.check()
+
+
+def test_a_stop_from_within_a_stop_does_not_lock_up() -> None:
+    control = Control()
+    control.when_stopped(control.stop)
+    control.when_stopped(lambda: control.when_stopped(control.stop))
+    control.stop()
+    assert control.stopped
+
+
+def test_time_runs_out_without_becoming_negative() -> None:
+    control = Control(0.0)
+    assert (control.remaining_s, control.stopped) == (0.0, True)
+    assert Control().remaining_s == float("inf")
+
+
+# ── How many at once ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_beyond_the_most_readings_a_film_goes_on_without_a_reader(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multimodal_reasoning, "MAX_READINGS", 2)
+    second = SecondReader("local", (hanging, DummyReader()), limit_s=0.05)
+    for _ in range(2):
+        assert "gave no answer" in str(ask(second)[1].fallback_reason)
+    _, info = ask(second)
+    assert info.fallback_reason == "Too many films are being read at the same time."
+    assert len(hanging.history) == 2
+    other = SecondReader("local", (ScriptedReader().enqueue(read()),))
+    assert ask(other)[1].mode == "local"  # each has places of its own
+    hanging.released.set()
+    until(lambda: ask(second)[1].mode == "local")
+
+
+def test_a_place_is_free_again_as_soon_as_the_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multimodal_reasoning, "MAX_READINGS", 1)
+    answers: tuple[Reading | Exception, ...] = (read(), ReaderUnavailable("No."), RuntimeError())
+    second = SecondReader("local", (ScriptedReader().enqueue(*answers * 100), DummyReader()))
+    assert not any("Too many" in str(ask(second)[1].fallback_reason) for _ in range(300))
+
+
+def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoThread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(multimodal_reasoning, "MAX_READINGS", 1)
+    second = SecondReader("local", (ScriptedReader().enqueue(read()), DummyReader()))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoThread)
+        assert ask(second)[1].fallback_reason == "The reader 'local' failed unexpectedly."
+    assert ask(second)[1].mode == "local"
+
+
+# ── Where the film went ──────────────────────────────────────────────────────────────────────────────────────────────
+
+NO = ReaderUnavailable("No.")
+HERE = "nowhere: read on this machine"
+
+
+@pytest.mark.parametrize(
+    ("places", "where"),
+    [
+        (("Gemini",), "Gemini"),
+        ((HERE,), HERE),
+        ((HERE, "Gemini"), "Gemini"),
+        (("Gemini", HERE), "Gemini"),
+        (("Gemini", "a server of ours"), "Gemini; a server of ours"),
+        (("Gemini", HERE, "Gemini"), "Gemini"),
+        ((None, HERE), HERE),
+        ((None, "Gemini"), "Gemini"),
+        (("Gemini", None), "Gemini"),
+        ((None,), NOWHERE),
+        ((HERE, None), HERE),
+    ],
+)
+@pytest.mark.parametrize("behind", ["answers", "template"])
+def test_every_place_elsewhere_that_got_the_film_is_named(
+    places: tuple[str | None, ...], where: str, behind: str
+) -> None:
+    """The last reader answers, or the template does after all of them have failed; None sent it nowhere."""
+    modes: tuple[ReaderMode, ...] = ("local", "api", "openai")
+    chain: list[Reader] = []
+    for mode, place in zip(modes, places, strict=False):
+        is_last = len(chain) == len(places) - 1
+        if place is None:
+            chain.append(MissingReader(mode, "No."))
+        else:
+            chain.append(ScriptedReader(mode, place).enqueue(read() if is_last and behind == "answers" else NO))
+    _, info = ask(SecondReader("local", (*chain, DummyReader())))
+    answered = behind == "answers" and places[-1] is not None
+    assert (info.mode != "dummy") == answered
+    expected = where if answered or not where.startswith("nowhere") else NOWHERE
+    assert info.film_sent_to == expected
+
+
+def test_a_place_counts_when_its_reader_hung_or_failed_unexpectedly(hanging: Hanging) -> None:
+    failing = ScriptedReader("api").enqueue(RuntimeError())
+    _, info = ask(SecondReader("local", (hanging, failing, DummyReader()), limit_s=0.05))
+    assert (info.mode, info.film_sent_to) == ("dummy", "the script of local; the script of api")
+
+
+# ── Words as they come ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_words_reach_whoever_listens_with_the_mode_of_their_reader() -> None:
+    heard: list[tuple[ReaderMode, TurnName, str]] = []
+
+    class Talking(ScriptedReader):
+        def read(self, task: ReaderTask) -> Reading:
+            for words in ("a", "", "b"):
+                task.control.say("film", f"{words}")
+            task.control.say("clinical", "c")
+            return super().read(task)
+
+    chain = (Talking("local").enqueue(NO), Talking("api").enqueue(read()))
+    ask(
+        SecondReader("local", chain),
+        on_words=lambda mode: lambda turn, words: heard.append((mode, turn, words)),
+    )
+    said = [("film", "a"), ("film", "b"), ("clinical", "c")]
+    assert heard == [(mode, *words) for mode in ("local", "api") for words in said]
+
+
+def test_a_listener_that_fails_costs_the_reading_alone() -> None:
+    def refuse(turn: TurnName, words: str) -> None:
+        raise RuntimeError("the loop is closed")
+
+    class Talking(ScriptedReader):
+        def read(self, task: ReaderTask) -> Reading:
+            task.control.say("film", "a")
+            return read()
+
+    _, info = ask(SecondReader("local", (Talking(), DummyReader())), on_words=lambda mode: refuse)
+    assert info.mode == "dummy"
+
+
+# ── Health ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("states", "mode", "state", "reason"),
+    [
+        ((READY,), "local", "ready", None),
+        ((READY, BROKEN), "local", "ready", None),
+        ((LOADING,), "dummy", "loading", "It is loading."),
+        ((LOADING, READY), "api", "loading", "It is loading."),
+        ((BROKEN,), "dummy", "fallback", "It broke."),
+        ((BROKEN, READY), "api", "fallback", "It broke."),
+        ((BROKEN, LOADING), "dummy", "fallback", "It broke. It is loading."),
+        ((LOADING, BROKEN), "dummy", "loading", "It is loading. It broke."),
+        ((ReaderState("unavailable"), BROKEN), "dummy", "fallback", "It broke."),
+    ],
+)
+def test_health_names_the_reader_that_would_answer_and_why_it_is_not_the_one_asked_for(
+    states: tuple[ReaderState, ...], mode: ReaderMode, state: str, reason: str | None
+) -> None:
+    modes: tuple[ReaderMode, ...] = ("local", "api")
+    chain = [ScriptedReader(name) for name in modes[: len(states)]]
+    for reader, now in zip(chain, states, strict=True):
+        reader.now = now
+    health = SecondReader("local", (*chain, DummyReader())).health()
+    assert (health.mode_requested, health.mode, health.state, health.reason) == ("local", mode, state, reason)
+    assert health.model == (None if mode == "dummy" else f"scripted-{mode}")
+
+
+def test_health_recovers_with_its_reader() -> None:
+    reader = ScriptedReader()
+    second = SecondReader("local", (reader, DummyReader()))
+    seen = []
+    for now in (LOADING, READY, BROKEN, READY):
+        reader.now = now
+        seen.append((second.health().state, second.health().mode))
+    assert seen == [("loading", "dummy"), ("ready", "local"), ("fallback", "dummy"), ("ready", "local")]
+
+
+def test_without_any_reader_that_could_answer_health_names_the_last() -> None:
+    reader = ScriptedReader()
+    reader.now = BROKEN
+    assert SecondReader("local", (reader,)).health().mode == "local"
+
+
+def test_waiting_ends_when_nothing_loads_any_longer() -> None:
+    reader, behind = ScriptedReader(), ScriptedReader("api")
+    reader.now = behind.now = LOADING
+    second = SecondReader("local", (reader, behind, DummyReader()))
+    start = time.monotonic()
+    assert second.wait_until_settled(0.1).state == "loading"
+    assert 0.1 <= time.monotonic() - start < 0.6
+
+    def settle() -> None:
+        reader.now, behind.now = READY, BROKEN
+
+    threading.Timer(0.1, settle).start()
+    assert second.wait_until_settled(5.0).state == "ready"
+    assert time.monotonic() - start < 1.5
+
+
+def test_there_is_nothing_to_wait_for_when_nothing_loads() -> None:
+    start = time.monotonic()
+    assert SecondReader("dummy", (DummyReader(),)).wait_until_settled(60.0).state == "ready"
+    assert time.monotonic() - start < 0.5
+
+
+def test_closing_closes_all_even_when_one_cannot_be() -> None:
+    class Stuck(ScriptedReader):
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError("stuck")
+
+    chain = (ScriptedReader("local"), Stuck("api"), ScriptedReader("openai"), MissingReader("local", "No."))
+    with pytest.raises(RuntimeError, match="stuck"):
+        SecondReader("local", chain).close()
+    assert all(reader.closed for reader in chain[:3] if isinstance(reader, ScriptedReader))
+
+
 # ── From settings ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(_env_file=None, medgemma_model="tests/no-such-model", **changes)
 
 
 @pytest.mark.parametrize("mode", ["local", "api", "openai"])
 def test_a_reader_that_cannot_be_made_falls_back_with_its_reason(mode: ReaderMode) -> None:
-    second = SecondReader.from_settings(Settings(_env_file=None, medgemma_mode=mode))
+    second = SecondReader.from_settings(settings(medgemma_mode=mode))
     reading, info = ask(second)
     assert (info.mode_requested, info.mode, info.model, info.independent) == (mode, "dummy", None, False)
     assert info.fallback_reason
-    assert repr(mode) in info.fallback_reason
+    assert info.film_sent_to == NOWHERE
     assert reading.reasoning.startswith(f"No second reader ran: {info.fallback_reason} ")
     health = second.health()
     assert (health.mode_requested, health.mode, health.state) == (mode, "dummy", "fallback")
     assert health.reason == info.fallback_reason
 
 
-def test_the_reasons_come_in_the_order_in_which_readers_were_wanted() -> None:
-    settings = Settings(_env_file=None, medgemma_mode="openai", medgemma_fallback=("api", "local", "api"))
-    _, info = ask(SecondReader.from_settings(settings))
-    assert info.mode == "dummy"
-    assert info.fallback_reason
-    found = [info.fallback_reason.index(repr(mode)) for mode in ("openai", "api", "local")]
-    assert found == sorted(found)
-    assert info.fallback_reason.count("'api'") == 1
+def unavailable(why: str) -> Callable[[Settings], Writer]:
+    def make(settings: Settings) -> Writer:
+        raise ReaderUnavailable(why)
+
+    return make
+
+
+def test_the_reasons_come_in_the_order_in_which_readers_were_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode in ("local", "api", "openai"):
+        monkeypatch.setitem(multimodal_reasoning.WRITERS, mode, unavailable(f"No {mode}."))
+    second = SecondReader.from_settings(settings(medgemma_mode="openai", medgemma_fallback=("api", "local", "api")))
+    assert ask(second)[1].fallback_reason == "No openai. No api. No local."
+    assert second.health().reason == "No openai. No api. No local."
 
 
 def test_the_template_asked_for_is_no_fallback() -> None:
-    second = SecondReader.from_settings(Settings(_env_file=None, medgemma_mode="dummy"))
+    second = SecondReader.from_settings(settings(medgemma_mode="dummy"))
     reading, info = ask(second)
     assert (info.mode_requested, info.mode, info.fallback_reason) == ("dummy", "dummy", None)
     assert reading.reasoning.startswith("No second reader ran: MEDGEMMA_MODE asks for none. ")
@@ -177,8 +557,7 @@ def test_the_template_asked_for_is_no_fallback() -> None:
 
 
 def test_a_reader_behind_the_one_that_answers_is_no_reason() -> None:
-    settings = Settings(_env_file=None, medgemma_mode="dummy", medgemma_fallback=("api",))
-    second = SecondReader.from_settings(settings)
+    second = SecondReader.from_settings(settings(medgemma_mode="dummy", medgemma_fallback=("api",)))
     reading, _ = ask(second)
     assert reading.reasoning.startswith("No second reader ran: MEDGEMMA_MODE asks for none. ")
     assert second.health().reason is None
@@ -195,16 +574,24 @@ def test_a_reader_behind_the_one_that_answers_is_no_reason() -> None:
 def test_a_fallback_is_explained_by_the_readers_before_it_in_their_order(
     monkeypatch: pytest.MonkeyPatch, fallback: tuple[ReaderMode, ...], mode: ReaderMode, reason: str
 ) -> None:
-    def make(wanted: ReaderMode) -> Reader:
-        if wanted == "api":
-            raise ReaderUnavailable("No api.")
-        answers = {"local": ReaderUnavailable("local broke."), "openai": read(), "dummy": TEMPLATE}
-        return ScriptedReader(wanted).enqueue(answers[wanted])
-
-    monkeypatch.setattr(multimodal_reasoning, "_make", make)
-    settings = Settings(_env_file=None, medgemma_mode="local", medgemma_fallback=fallback)
-    _, info = ask(SecondReader.from_settings(settings))
+    broken = ScriptedWriter(ReaderUnavailable("local broke."))
+    working = ScriptedWriter(film_text(), clinical_text())
+    monkeypatch.setitem(multimodal_reasoning.WRITERS, "local", lambda _: broken)
+    monkeypatch.setitem(multimodal_reasoning.WRITERS, "openai", lambda _: working)
+    monkeypatch.setitem(multimodal_reasoning.WRITERS, "api", unavailable("No api."))
+    _, info = ask(SecondReader.from_settings(settings(medgemma_mode="local", medgemma_fallback=fallback)))
     assert (info.mode, info.fallback_reason) == (mode, reason)
+
+
+def test_the_settings_reach_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ScriptedWriter(film_text(), clinical_text())
+    monkeypatch.setitem(multimodal_reasoning.WRITERS, "local", lambda _: writer)
+    second = SecondReader.from_settings(settings(reader_max_tokens=2000, reader_sees_cnn=True, reader_timeout_s=7.0))
+    _, info = ask(second)
+    assert (info.mode, info.saw_cnn, info.model) == ("local", True, "scripted")
+    assert [turn.max_tokens for turn in writer.turns] == [2000, 2000]
+    second.close()
+    assert writer.closed
 
 
 # ── The template ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,6 +606,7 @@ def test_the_template_repeats_the_cnn_in_its_order_and_states_nothing(prediction
     assert (reading.statements, reading.token_confidence, reading.independent) == ({}, None, False)
     assert all(reading.statement(name).status == "not_mentioned" for name in NAMES)
     assert (info.film_sent_to.split(":")[0], info.independent, info.token_confidence) == ("nowhere", False, None)
+    assert (info.form, info.flags, info.prompt, info.saw_cnn) == (None, (), None, False)
     assert all(name in reading.reasoning for name in detected)
 
 
@@ -229,7 +617,7 @@ def test_the_template_ranks_by_distance_from_the_threshold_with_sufficient_data_
         insufficient=frozenset({"Fibrosis"}),
     )
     # margins in log-odds: Hernia 3.2, Mass 2.2, Edema 0.4; Fibrosis 4.6, on insufficient data
-    assert DummyReader().read(ReaderTask(film(), "", prediction)).differential == (
+    assert DummyReader().read(ReaderTask(reader_film(), "", prediction)).differential == (
         "Hernia",
         "Mass",
         "Edema",
@@ -238,7 +626,7 @@ def test_the_template_ranks_by_distance_from_the_threshold_with_sufficient_data_
 
 
 def test_the_template_does_not_reassure_when_nothing_was_detected() -> None:
-    reading = DummyReader().read(ReaderTask(film(), "", predict()))
+    reading = DummyReader().read(ReaderTask(reader_film(), "", predict()))
     assert reading.differential == ()
     assert "this does not exclude disease" in reading.reasoning
 
@@ -262,190 +650,9 @@ def test_a_template_that_claims_to_have_read_the_film_is_refused(claim: dict[str
         Reading.model_validate({**TEMPLATE.model_dump(), **claim})
 
 
-# ── What a reader must answer ────────────────────────────────────────────────────────────────────────────────────────
-
-FIELDS = tuple(name.replace(" ", "_") for name in NAMES)
-
-
-def film_reply(**changes: Any) -> dict[str, Any]:
-    return {field: {"status": "not_mentioned", "quote": ""} for field in FIELDS} | changes
-
-
-def clinical_reply(**changes: Any) -> dict[str, Any]:
-    return {
-        "clinical_reasoning": "A round opacity in the right lung.",
-        "differential": ["Mass", "Round pneumonia"],
-    } | changes
-
-
-def parse(film: Any = None, clinical: Any = None, **options: Any) -> Reading:
-    film, clinical = film_reply() if film is None else film, clinical_reply() if clinical is None else clinical
-    return parse_replies(json.dumps(film), json.dumps(clinical), **options)
-
-
-def test_valid_replies_become_a_reading() -> None:
-    said = film_reply(
-        Mass={"status": "present", "quote": "a 4 cm mass"}, Pleural_Thickening={"status": "absent", "quote": "smooth"}
-    )
-    reading = parse(said, token_confidence=0.8, status_confidence={"Mass": 0.9})
-    assert reading.reasoning == "A round opacity in the right lung."
-    assert reading.differential == ("Mass", "Round pneumonia")
-    assert (reading.token_confidence, reading.independent) == (0.8, True)
-    assert tuple(reading.statements) == NAMES
-    mass, pleura = reading.statement("Mass"), reading.statement("Pleural Thickening")
-    assert (mass.status, mass.quote, mass.confidence) == ("present", "a 4 cm mass", 0.9)
-    assert (pleura.status, pleura.quote, pleura.confidence) == ("absent", "smooth", None)
-    assert reading.statement("Edema").status == "not_mentioned"
-
-
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize(("name", "field"), list(zip(NAMES, FIELDS, strict=True)))
-def test_each_status_of_each_pathology_reaches_its_own_statement(name: str, field: str, status: str) -> None:
-    other = "uncertain" if status != "uncertain" else "absent"
-    reading = parse({f: {"status": status if f == field else other} for f in FIELDS})
-    assert {n for n in NAMES if reading.statement(n).status == status} == {name}
-
-
-def test_what_was_not_measured_is_absent() -> None:
-    reading = parse()
-    assert reading.token_confidence is None
-    assert all(statement.confidence is None for statement in reading.statements.values())
-
-
-def test_html_in_a_reply_stays_text() -> None:
-    html = "<script>alert(1)</script> & <b>mass</b>"
-    reading = parse(
-        film_reply(Mass={"status": "present", "quote": html}),
-        clinical_reply(clinical_reasoning=html, differential=[html]),
-    )
-    assert (reading.reasoning, reading.differential, reading.statement("Mass").quote) == (html, (html,), html)
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_reply_must_speak_of_every_pathology(field: str) -> None:
-    said = film_reply()
-    del said[field]
-    with pytest.raises(ReaderUnavailable, match="did not fit"):
-        parse(said)
-
-
-MASS = {"status": "present", "quote": "x"}
-BAD_FILM: dict[str, Any] = {
-    "another pathology": film_reply(Fracture=MASS),
-    "a field in a statement": film_reply(Mass={**MASS, "probability": 0.9}),
-    "an unknown status": film_reply(Mass={"status": "likely"}),
-    "a status in capitals": film_reply(Mass={"status": "Present"}),
-    "no status": film_reply(Mass={"quote": "x"}),
-    "a bare status": film_reply(Mass="present"),
-    "null": film_reply(Mass=None),
-    "a long quote": film_reply(Mass={**MASS, "quote": "x" * (MAX_QUOTE + 1)}),
-    "a display name": film_reply(**{"Pleural Thickening": MASS}),
-    "nothing": {},
-    "a list": [],
-    "a number": 14,
-}
-BAD_CLINICAL: dict[str, Any] = {
-    "no reasoning": {"differential": ["Mass"]},
-    "empty reasoning": clinical_reply(clinical_reasoning=""),
-    "long reasoning": clinical_reply(clinical_reasoning="x" * (MAX_REASONING + 1)),
-    "a long item": clinical_reply(differential=["x" * (MAX_ITEM + 1)]),
-    "too many items": clinical_reply(differential=["x"] * (MAX_ITEMS + 1)),
-    "a sentence for a list": clinical_reply(differential="Mass"),
-    "a number in the list": clinical_reply(differential=[1]),
-    "an unknown field": clinical_reply(risk_level="Low"),
-    "null": None,
-}
-
-
-@pytest.mark.parametrize("case", BAD_FILM)
-def test_a_first_reply_that_does_not_fit_is_refused(case: str) -> None:
-    with pytest.raises(ReaderUnavailable, match=r"^The second reader's reply did not fit the form") as caught:
-        parse_replies(json.dumps(BAD_FILM[case]), json.dumps(clinical_reply()))
-    assert "xxx" not in str(caught.value)
-
-
-@pytest.mark.parametrize("case", BAD_CLINICAL)
-def test_a_second_reply_that_does_not_fit_is_refused(case: str) -> None:
-    with pytest.raises(ReaderUnavailable, match=r"^The second reader's reply did not fit the form"):
-        parse_replies(json.dumps(film_reply()), json.dumps(BAD_CLINICAL[case]))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "I cannot read films.", "```json\n{}\n```", "{", "null", "[" * 10_000, '{"Mass": NaN}', "\x00", "\ud800"],
-    ids=["empty", "prose", "fenced", "cut off", "null", "nested", "NaN", "NUL", "lone surrogate"],
-)
-def test_what_is_no_json_is_refused(text: str) -> None:
-    for replies in ((text, json.dumps(clinical_reply())), (json.dumps(film_reply()), text)):
-        with pytest.raises(ReaderUnavailable):
-            parse_replies(*replies)
-
-
-def test_the_longest_replies_that_fit_are_taken() -> None:
-    long_film = {field: {"status": "uncertain", "quote": "x" * MAX_QUOTE} for field in FIELDS}
-    items = ["x" * MAX_ITEM] * MAX_ITEMS
-    reading = parse(
-        long_film,
-        clinical_reply(clinical_reasoning="x" * MAX_REASONING, differential=items),
-    )
-    assert len(reading.reasoning) == MAX_REASONING
-    assert len(reading.differential) == MAX_ITEMS
-
-
-def test_a_reply_is_refused_by_its_length_before_it_is_parsed() -> None:
-    padded = json.dumps(clinical_reply())
-    padded += " " * (MAX_REPLY - len(padded))
-    assert parse_replies(json.dumps(film_reply()), padded).reasoning
-    for replies in ((json.dumps(film_reply()), padded + " "), (padded + " ", padded)):
-        with pytest.raises(ReaderUnavailable, match="too long"):
-            parse_replies(*replies)
-
-
-@given(st.text(max_size=300), st.text(max_size=300))
-def test_any_text_is_read_or_refused_with_a_reason(film: str, clinical: str) -> None:
-    with pytest.raises(ReaderUnavailable):
-        parse_replies(film, clinical)
-
-
-def test_a_reply_that_does_not_fit_falls_back_to_the_template() -> None:
-    class Rambling(ScriptedReader):
-        def read(self, task: ReaderTask) -> Reading:
-            return parse_replies("The film shows a mass.", "{}")
-
-    reading, info = ask(SecondReader("local", (Rambling(), DummyReader())), predict({"Mass": 0.9}))
-    assert info.mode == "dummy"
-    assert info.fallback_reason == "The second reader's reply did not fit the form that was asked for."
-    assert reading.differential == ("Mass",)
-
-
-def test_the_schemas_ask_for_all_pathologies_and_the_four_statuses() -> None:
-    film_schema, clinical_schema = reply_schemas()
-    assert tuple(film_schema["properties"]) == FIELDS
-    assert tuple(film_schema["required"]) == FIELDS
-    assert len(FIELDS) == 14
-    status = film_schema["$defs"]["StatusReply"]["properties"]["status"]["enum"]
-    assert sorted(status) == sorted(STATUSES)
-    assert film_schema["additionalProperties"] is False
-    assert film_schema["$defs"]["StatusReply"]["additionalProperties"] is False
-    assert clinical_schema["additionalProperties"] is False
-    assert clinical_schema["required"] == ["clinical_reasoning"]
-    json.dumps((film_schema, clinical_schema))
-
-
-def test_the_first_schema_does_not_ask_for_what_symptoms_could_echo_in() -> None:
-    film_schema, _ = reply_schemas()
-    assert set(film_schema["$defs"]) == {"StatusReply"}
-    assert set(film_schema["$defs"]["StatusReply"]["properties"]) == {"status", "quote"}
-
-
-def test_a_reader_without_its_reading_cannot_be_made() -> None:
-    with pytest.raises(TypeError, match="abstract"):
-        type("Silent", (Reader,), {})()
-
-
 def test_reading_leaves_the_prediction_and_the_film_as_they_were() -> None:
-    prediction, radiograph = predict({"Mass": 0.9}), film()
-    before = prediction.log_odds.copy(), radiograph.pixels.copy()
-    SecondReader("dummy", (DummyReader(),)).read(radiograph, "cough", prediction)
+    prediction, shown = predict({"Mass": 0.9}), reader_film()
+    before = prediction.log_odds.copy(), shown.pixels.copy()
+    SecondReader("dummy", (DummyReader(),)).read(shown, "cough", prediction)
     np.testing.assert_array_equal(prediction.log_odds, before[0])
-    np.testing.assert_array_equal(radiograph.pixels, before[1])
+    np.testing.assert_array_equal(shown.pixels, before[1])

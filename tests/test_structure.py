@@ -13,7 +13,7 @@ import pytest
 from modules.settings import PROJECT_ROOT
 
 PACKAGES = ("api", "benchmarks", "dashboard", "evaluation", "modules", "synthetic", "training")
-PROGRAMS = ("app", "launcher", "main")
+PROGRAMS = ("app", "launcher", "main", "medgemma")
 OWN = frozenset((*PACKAGES, *PROGRAMS, "tests"))
 MAX_LINES = 400  # a file that one reads in one sitting
 
@@ -29,7 +29,8 @@ FORBIDDEN = {
     "app": HTTP | HEAVY | (OWN - {"dashboard", "modules"}),
     "launcher": HTTP | HEAVY | (OWN - {"modules"}) | {"streamlit"},
 }
-VOCABULARY = frozenset(f"modules.{name}" for name in ("errors", "odds", "pathologies", "records", "settings"))
+_LIGHT = ("answers", "errors", "events", "odds", "pathologies", "records", "settings")
+VOCABULARY = frozenset(f"modules.{name}" for name in _LIGHT)
 
 
 def sources(*names: str) -> list[Path]:

@@ -1,113 +1,149 @@
-"""What every second reader must be, and what it must answer.
+"""What every second reader is, what it gets, and how it is watched and stopped."""
 
-A reader answers in two turns: first the film alone, a status for each pathology; then, with the symptoms, its
-reasoning. So symptoms cannot echo as findings.
-"""
-
+import math
+import threading
+import time
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
 
-from pydantic import Field, ValidationError, create_model
+import numpy as np
+import numpy.typing as npt
 
 from modules.errors import ReaderUnavailable
-from modules.pathologies import NAMES
-from modules.records import CnnPrediction, Probability, Radiograph, ReaderStatement, Reading, Record, Status
+from modules.images import display_pixels, encode_png
+from modules.reasoners.turns import TurnName
+from modules.records import CnnPrediction, Radiograph, Reading
 from modules.settings import ReaderMode
 
-MAX_QUOTE = 200  # characters
-MAX_REASONING = 4000
-MAX_ITEM = 200
-MAX_ITEMS = 8
-MAX_REPLY = 64_000  # characters of JSON; more is no answer to these questions
+FILM_SIDE = 896  # pixels; what MedGemma sees of any film
 
 
-# ── What a reader must answer ────────────────────────────────────────────────────────────────────────────────────────
+OnWords = Callable[[TurnName, str], None]
 
 
-class StatusReply(Record):
-    """First turn, for one pathology: what the film shows, in the words that it rests on."""
+@dataclass(frozen=True, eq=False)
+class ReaderFilm:
+    """The film as readers get it: uint8 (S, S), at most 896 px a side, padded with black so that nothing is stretched.
 
-    status: Status
-    quote: Annotated[str, Field(max_length=MAX_QUOTE)] = ""
-
-
-# One field a pathology, so that a constrained decoder must answer all 14.
-FilmReply = create_model(
-    "FilmReply",
-    __base__=Record,
-    __doc__="First turn: the film alone.",
-    **{name.replace(" ", "_"): (StatusReply, ...) for name in NAMES},  # type: ignore[call-overload]
-)
-
-Items = Annotated[tuple[Annotated[str, Field(max_length=MAX_ITEM)], ...], Field(max_length=MAX_ITEMS)]
-
-
-class ClinicalReply(Record):
-    """Second turn: the film and the symptoms together."""
-
-    clinical_reasoning: Annotated[str, Field(min_length=1, max_length=MAX_REASONING)]
-    differential: Items = Field((), description="The likeliest first")
-
-
-def reply_schemas() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the JSON schemas of the two turns, for readers whose replies can be constrained."""
-    return FilmReply.model_json_schema(), ClinicalReply.model_json_schema()
-
-
-def parse_replies(
-    film: str,
-    clinical: str,
-    *,
-    token_confidence: Probability | None = None,
-    status_confidence: Mapping[str, float] | None = None,
-) -> Reading:
-    """Validate both turns' JSON and make the reading; raises ReaderUnavailable when either does not fit its schema.
-
-    `status_confidence` holds measured confidences by pathology; a pathology without one has none.
+    It holds pixels alone: no header, no file name, none of the bytes that were uploaded.
     """
-    if max(len(film), len(clinical)) > MAX_REPLY:
-        raise ReaderUnavailable("The second reader's reply was too long.")
-    try:
-        statuses = FilmReply.model_validate_json(film)
-        reply = ClinicalReply.model_validate_json(clinical)
-    except ValidationError as exc:
-        raise ReaderUnavailable("The second reader's reply did not fit the form that was asked for.") from exc
-    measured = status_confidence or {}
-    statements = {
-        name: ReaderStatement(status=said.status, quote=said.quote, confidence=measured.get(name))
-        for name in NAMES
-        for said in [getattr(statuses, name.replace(" ", "_"))]
-    }
-    return Reading(
-        reasoning=reply.clinical_reasoning,
-        differential=reply.differential,
-        statements=statements,
-        token_confidence=token_confidence,
-    )
+
+    pixels: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, radiograph: Radiograph) -> "ReaderFilm":
+        """Shrink and pad a radiograph."""
+        grey = display_pixels(radiograph.pixels, FILM_SIDE)
+        height, width = grey.shape
+        side = max(height, width)
+        square = np.zeros((side, side), np.uint8)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[top : top + height, left : left + width] = grey
+        return cls(square)
+
+    @cached_property
+    def png(self) -> bytes:
+        """The film as a PNG without metadata."""
+        return encode_png(self.pixels)
 
 
-# ── What a reader must be ────────────────────────────────────────────────────────────────────────────────────────────
+class Control:
+    """The time limit of one reading, its draft, where the film goes, and the way to stop it; for several threads."""
+
+    def __init__(self, limit_s: float = math.inf, on_words: OnWords | None = None) -> None:
+        self._deadline = time.monotonic() + limit_s
+        self._on_words = on_words
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._when_stopped: list[Callable[[], object]] = []
+        self.film_sent_to: str | None = None
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the time limit; never negative."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody waits for the reading any longer."""
+        return self._stopped or self.remaining_s == 0.0
+
+    def check(self) -> None:
+        """Raise ReaderUnavailable once the reading has been stopped."""
+        if self.stopped:
+            raise ReaderUnavailable("The second reader was stopped.")
+
+    def say(self, turn: TurnName, words: str) -> None:
+        """Hand on words as they are written: a draft, until the reply has been checked."""
+        if self._on_words is not None and words and not self.stopped:
+            self._on_words(turn, words)
+
+    def sends_film_to(self, place: str) -> None:
+        """Note where the film goes; called before its first byte leaves this process.
+
+        Raises ReaderUnavailable once the reading has been stopped: what was not noted by then is not sent.
+        """
+        with self._lock:
+            self.check()
+            self.film_sent_to = place
+
+    def stop(self) -> None:
+        """End the reading: whoever waits for it is woken."""
+        with self._lock:
+            acts, self._when_stopped = self._when_stopped, []
+            self._stopped = True
+        for act in acts:
+            act()
+
+    def when_stopped(self, act: Callable[[], object]) -> None:
+        """Call `act` when the reading is stopped; at once, when it already was."""
+        with self._lock:
+            if not self._stopped:
+                self._when_stopped.append(act)
+                return
+        act()
 
 
 @dataclass(frozen=True, eq=False)
 class ReaderTask:
-    """What a reader gets. The CNN's prediction is for the template: an independent reader must not look at it."""
+    """What a reader gets. The CNN's prediction is for the template: others must not look unless a setting says so."""
 
-    radiograph: Radiograph
+    film: ReaderFilm
     symptoms: str
     prediction: CnnPrediction
     why_not_others: tuple[str, ...] = ()  # sentences: why the readers asked for before this one did not run
+    control: Control = field(default_factory=Control)
+
+
+@dataclass(frozen=True)
+class ReaderState:
+    """Whether a reader can answer now, and if not, why."""
+
+    state: Literal["ready", "loading", "unavailable"]
+    reason: str | None = None
+
+
+READY = ReaderState("ready")
 
 
 class Reader(Protocol):
-    """A back end. Heavy imports and loading belong into its constructor, which may raise ReaderUnavailable."""
+    """A back end. Its constructor may raise ReaderUnavailable, and loads nothing heavy in this process."""
 
     mode: ReaderMode
     model: str | None
-    film_sent_to: str
+    looks_at_film: bool
 
     @abstractmethod
     def read(self, task: ReaderTask) -> Reading:
         """Read the film; raises ReaderUnavailable with a sentence for the user when it cannot."""
+
+    def state(self) -> ReaderState:
+        """Say whether it could read now."""
+        return READY
+
+    def close(self) -> None:
+        """Release what it holds."""
+        return

@@ -14,7 +14,7 @@ class DummyReader(Reader):
 
     mode: ReaderMode = "dummy"
     model = None
-    film_sent_to = "nowhere: no second reader ran"
+    looks_at_film = False
 
     def read(self, task: ReaderTask) -> Reading:
         """Sum up the CNN's findings, and say that no second reader ran and why."""
