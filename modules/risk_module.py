@@ -37,7 +37,7 @@ def assess(fusion: Fusion, uncertainty: Uncertainty, quality: Quality, symptoms:
     flags = red_flags(symptoms)
     level = _level({criticality(f.pathology) for f in counted}, frozenset(flags))
     factors = (
-        *(_factor(finding) for finding in counted),
+        *(_factor(finding, fusion.reader_is_evidence) for finding in counted),
         *(f"Red-flag symptom: {flag}" for flag in flags),
         *(() if counted else (_nothing_counted(uncounted, quality),)),
         *_uncounted_factor(uncounted),
@@ -69,8 +69,8 @@ def _by_reader(finding: Finding) -> bool:
     return finding.reader.status == "present"
 
 
-def _factor(finding: Finding) -> str:
-    cnn, reader = _by_cnn(finding), _by_reader(finding)
+def _factor(finding: Finding, reader_is_evidence: bool) -> str:
+    cnn, reader = _by_cnn(finding), _by_reader(finding) and reader_is_evidence
     who = "CNN and second reader" if cnn and reader else "CNN" if cnn else "second reader"
     numbers = f"probability {finding.cnn_probability:.3f}, threshold {finding.operating_threshold:.3f}"
     return f"{finding.pathology} ({who}; CNN {numbers}; {_ACTION[criticality(finding.pathology)]})"

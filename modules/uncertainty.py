@@ -21,7 +21,7 @@ def assess(prediction: CnnPrediction, reading: Reading, fusion: Fusion, quality:
     return Uncertainty(
         cnn=cnn,
         llm=reading.token_confidence,
-        fused=_fused_confidence(cnn, reading.token_confidence, fusion),
+        fused=_fused_confidence(cnn, None if reading.saw_cnn else reading.token_confidence, fusion),
         review_reasons=(
             *_instability_reasons(prediction),
             *_contradiction_reasons(fusion),

@@ -335,7 +335,6 @@ def refused(writer: Writer, *, limit_s: float = 5.0) -> str:
 
 
 def check_discreet(text: str) -> None:
-    """Check that a text holds nothing of the request, the reply or the key."""
     for secret in (KEY.get_secret_value(), SYMPTOMS, "provider's", NAME, "iVBOR", "http"):
         assert secret not in text
 
@@ -346,13 +345,13 @@ def check_quiet(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in records if record.name != "asyncio"] == []
 
 
-def stopped_after(writer: Writer, ready: Callable[[], bool], wait_s: float = 2.0) -> float:
+def stopped_after(writer: Writer, ready: Callable[[], bool]) -> float:
     """Stop a writer from another thread once `ready`, and return how many seconds it took to notice."""
     control = Control(30)
     at: list[float] = []
 
     def stop() -> None:
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + 2
         while not ready() and time.monotonic() < deadline:
             time.sleep(0.005)
         at.append(time.monotonic())
@@ -368,13 +367,11 @@ def stopped_after(writer: Writer, ready: Callable[[], bool], wait_s: float = 2.0
 
 
 def timed(writer: Writer, limit_s: float) -> tuple[str, float]:
-    """Return why a writer gave no reply, and the seconds that it took."""
     start = time.monotonic()
     return refused(writer, limit_s=limit_s), time.monotonic() - start
 
 
 def written(writer: Writer) -> Generation:
-    """Return a reply."""
     return writer.write(TURN, FILM, Control(5))
 
 

@@ -113,9 +113,9 @@ def test_localhost_must_resolve_to_this_machine_alone(monkeypatch: pytest.Monkey
         ("http://127.0.0.1:11434/v1", "nowhere else: to a server on this machine (127.0.0.1:11434)"),
         ("http://[::1]:8000", "nowhere else: to a server on this machine ([::1]:8000)"),
         ("https://api.example.org/v1/secret?key=1", "to api.example.org:443"),
-        ("http://API.example.org", "to api.example.org:80"),
+        ("http://API.example.org", "to api.example.org:80, over an unencrypted connection"),
         ("https://user:word@gpu.example.org:8443/v1", "to gpu.example.org:8443"),
-        ("http://127.0.0.1@evil.example/", "to evil.example:80"),
+        ("http://127.0.0.1@evil.example/", "to evil.example:80, over an unencrypted connection"),
         ("https://аpple.example", "to xn--pple-43d.example:443"),
     ],
 )

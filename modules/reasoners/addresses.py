@@ -30,7 +30,9 @@ def is_this_machine(url: str) -> bool:
 def described(url: str) -> str:
     """Return where a film goes, in words, without the address's path or credentials; raises ReaderUnavailable."""
     place = place_of(url)
-    return f"nowhere else: to a server on this machine ({place})" if is_this_machine(url) else f"to {place}"
+    if is_this_machine(url):
+        return f"nowhere else: to a server on this machine ({place})"
+    return f"to {place}" if _parts(url).scheme == "https" else f"to {place}, over an unencrypted connection"
 
 
 def place_of(url: str) -> str:
