@@ -53,6 +53,7 @@ def heatmap(finding: Finding, contributions: FloatArray, prediction: CnnPredicti
         detected=finding.detected,
         probability=finding.cnn_probability,
         grid=tuple(tuple(float(value) for value in row) for row in cam),
+        full_scale=FULL_SCALE_LOG_ODDS,
         peak=peak,
         zone=None if peak is None else _zone(peak, *film),
         box=_box(cam, prediction),

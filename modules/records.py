@@ -326,6 +326,7 @@ class Heatmap(Record):
     detected: bool
     probability: Probability
     grid: tuple[tuple[Number, ...], ...] = Field(description="Rows of cells, in calibrated log-odds per cell")
+    full_scale: Number = Field(description="Log-odds per cell that get the full colour, on every film the same")
     peak: Peak | None = Field(description="Null when no cell speaks for the pathology")
     zone: str | None = Field(description="Where the peak lies in the image")
     box: Box | None = Field(description="Around the peak; null where the grid is too coarse to mean one")
