@@ -46,9 +46,7 @@ HANG_LIMIT_S = 2.0
 def main(argv: list[str] | None = None) -> None:
     """Measure, print JSON, and write it where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readers", description=__doc__)
-    parser.add_argument(
-        "--films", type=int, default=25, help="films read by each stack, two replies a film (25)"
-    )
+    parser.add_argument("--films", type=int, default=25, help="films read by each stack, two replies a film (25)")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of the ratio (default: 15)")
     parser.add_argument("--out", type=Path, help="also write the result as JSON")
     args = parser.parse_args(argv)
