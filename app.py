@@ -1,29 +1,22 @@
-"""The Streamlit page: the order of its sections, nothing else. Start it with `streamlit run app.py`."""
+"""The Streamlit app: its pages, nothing else. Start it with `streamlit run app.py`."""
 
 import streamlit as st
 
-from dashboard import views
-from dashboard.client import AssistantClient
+from dashboard import pages
 
 
 def main() -> None:
-    """Draw the page for one session."""
-    views.set_up_page()
-    views.show_disclaimer()
-    settings = views.load_settings()
-    client = AssistantClient(settings.api_url, settings.dashboard_timeout_s)
-    session = views.current_session()
-
-    with st.sidebar:
-        views.show_title()
-        views.take_film(session, settings)
-        views.take_symptoms()
-        views.offer_analysis(session)
-
-    slot = st.empty()
-    views.run_job(session, client, slot)
-    with slot.container():
-        views.show_session(session, client)
+    """Draw the page that was chosen, for one session."""
+    pages.set_up()
+    st.navigation(
+        [
+            st.Page(pages.reading_room, title="Reading room", url_path="reading", default=True),
+            st.Page(pages.compare, title="Compare", url_path="compare"),
+            st.Page(pages.model_card, title="Model card", url_path="model-card"),
+            st.Page(pages.about, title="About and limits", url_path="about"),
+        ],
+        position="top",
+    ).run()
 
 
 if __name__ == "__main__":

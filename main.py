@@ -1,5 +1,6 @@
 """The HTTP API: `uvicorn main:app`. Routes, lifespan and error handlers; everything clinical is in `modules`."""
 
+import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator
@@ -18,10 +19,12 @@ from starlette.exceptions import HTTPException
 from api import logs, problems
 from api.admission import Admission
 from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, log_unforeseen
-from api.streaming import READER_THREADS, STREAM_DESCRIPTION, AdmittedFilm, events
+from api.streaming import READER_THREADS, STREAM_DESCRIPTION, AdmittedFilm, events, stop_when_gone
 from modules.answers import Analysis, Health
+from modules.curves import Curves, load_curves
 from modules.errors import AssistantError, ConfigurationError
 from modules.pipeline import Opened, Pipeline, Seen
+from modules.reasoners.base import Control
 from modules.records import DISCLAIMER, MAX_SYMPTOMS, HeatmapChoice
 from modules.settings import Settings
 from modules.weights import WeightsCard
@@ -29,6 +32,7 @@ from modules.weights import WeightsCard
 logger = logging.getLogger("assistant.server")
 
 VERSION = "0.1.0"
+NO_CURVES = "No curves of these weights were measured: python -m evaluation writes them, for the folder of the weights."
 FORM_LIMITS = {"max_files": 1, "max_fields": 8, "max_part_size": FORM_OVERHEAD_BYTES}
 
 
@@ -63,7 +67,7 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
     app.add_exception_handler(AssistantError, problems.domain_error)
     app.add_exception_handler(RequestValidationError, problems.invalid_request)
     app.add_exception_handler(HTTPException, problems.http_error)
-    _add_routes(app)
+    _add_routes(app, settings)
     problems.describe(app)
     return app
 
@@ -79,8 +83,8 @@ def _load(settings: Settings) -> Pipeline:
     return loaded
 
 
-def _read_and_conclude(pipeline: Pipeline, seen: Seen) -> str:
-    return pipeline.conclude(seen, *pipeline.read(seen)).model_dump_json()
+def _read_and_conclude(pipeline: Pipeline, seen: Seen, watch: Control) -> str:
+    return pipeline.conclude(seen, *pipeline.read(seen, watch=watch)).model_dump_json()
 
 
 def _pipeline(request: Request) -> Pipeline:
@@ -126,7 +130,8 @@ async def _admitted_film(
         )
 
     with admission.place() as place:
-        film = AdmittedFilm(await admission.run_placed(work), place)
+        await place.wait_for_turn()
+        film = AdmittedFilm(await place.run(work), place)
         try:
             yield film
         finally:
@@ -136,7 +141,7 @@ async def _admitted_film(
 OpenedFilm = Annotated[AdmittedFilm, Depends(_admitted_film)]
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     @app.post(
         "/analyze",
         response_model=Analysis,
@@ -144,12 +149,17 @@ def _add_routes(app: FastAPI) -> None:
         summary="Analyse a chest radiograph",
     )
     async def analyze(
-        pipeline: Loaded, admission: Admitted, readers: Readers, film: OpenedFilm, heatmaps: Heatmaps = "top"
+        request: Request, pipeline: Loaded, readers: Readers, film: OpenedFilm, heatmaps: Heatmaps = "top"
     ) -> Response:
-        seen = await admission.run_placed(lambda: pipeline.see(film.opened, heatmaps))
+        seen = await film.run(lambda: pipeline.see(film.opened, heatmaps))
         film.leave()  # waiting for a reader takes no place from others
-        work = functools.partial(_read_and_conclude, pipeline, seen)
-        analysis = await anyio.to_thread.run_sync(work, limiter=readers)
+        watch = Control()
+        work = functools.partial(_read_and_conclude, pipeline, seen, watch)
+        leaving = asyncio.create_task(stop_when_gone(request, watch))
+        try:
+            analysis = await anyio.to_thread.run_sync(work, limiter=readers)
+        finally:
+            leaving.cancel()
         return Response(analysis, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     @app.post(
@@ -162,13 +172,12 @@ def _add_routes(app: FastAPI) -> None:
     async def stream(
         request: Request,
         pipeline: Loaded,
-        admission: Admitted,
         readers: Readers,
         film: OpenedFilm,
         heatmaps: Heatmaps = "top",
     ) -> AsyncIterator[ServerSentEvent]:
         try:
-            async for event in events(pipeline, admission, readers, film, heatmaps):
+            async for event in events(pipeline, readers, film, heatmaps):
                 yield event
         except Exception as exc:
             id_ = problems.request_id(request)
@@ -195,6 +204,18 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/model", response_model=WeightsCard, summary="The weights card")
     async def model(pipeline: Loaded) -> WeightsCard:
         return pipeline.cnn.card
+
+    @app.get(
+        "/model/curves",
+        response_model=Curves,
+        responses=problems.documented(404),
+        summary="ROC curves and reliability of the weights, where they were measured",
+    )
+    def curves(pipeline: Loaded) -> Curves:
+        found = load_curves(settings.cxr_weights, pipeline.cnn.card)
+        if found is None:
+            raise HTTPException(404, NO_CURVES)
+        return found
 
 
 def __getattr__(name: str) -> FastAPI:

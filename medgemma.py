@@ -18,7 +18,8 @@ from modules.errors import ReaderUnavailable
 from modules.images import open_image
 from modules.reasoners import prompts
 from modules.reasoners.base import READY, Control, ReaderFilm
-from modules.reasoners.local import LocalWriter, engine_of, model_of
+from modules.reasoners.local import LocalWriter
+from modules.reasoners.local_model import engine_of, model_of
 from modules.reasoners.replies import ReplyError, ReplyLimits, clinical_schema, film_schema, parse_clinical, parse_film
 from modules.reasoners.turns import Generation, Message, Turn
 from modules.settings import PROJECT_ROOT, Settings
@@ -108,6 +109,7 @@ def check(settings: Settings) -> int:
         _say(f"Loading {writer.model} with {engine_of(settings)} on {platform.system()} {platform.machine()} ...")
         state = writer.wait_until_settled(LOAD_LIMIT_S)
         if state is not READY:
+            _say(writer.load_detail)  # the library's own words, which an answer never holds
             raise ReaderUnavailable(state.reason or "The model did not load in time.")
         _say(f"Loaded in {time.perf_counter() - start:.1f} s: {writer.engine}.")
         fits = _read_sample(writer, settings)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from modules import errors
 from modules.answers import Problem
+from modules.events import EVENT_RECORDS
 from modules.settings import MEBIBYTE
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,12 +44,16 @@ def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Put the schema of a problem, which no route returns as its model, into the application's OpenAPI."""
+    """Put the schemas of problems and events, which no route returns as its model, into the application's OpenAPI."""
     plain = app.openapi
 
     def with_problem() -> dict[str, Any]:
         schema = plain()
-        schema["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        known = schema["components"]["schemas"]
+        for record in (Problem, *EVENT_RECORDS.values()):
+            described = record.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+            for name, definition in {**described.pop("$defs", {}), record.__name__: described}.items():
+                known.setdefault(name, definition)
         return schema
 
     app.openapi = with_problem  # type: ignore[method-assign]

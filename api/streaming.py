@@ -2,34 +2,41 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi.sse import ServerSentEvent
 from pydantic import BaseModel
+from starlette.requests import Request
 
-from api.admission import Admission, Place
-from modules.events import Accepted, EventName, ReaderWords, closing_events
+from api.admission import Place
+from modules.events import EVENT_RECORDS, Accepted, EventName, ReaderWords, closing_events
 from modules.pipeline import Opened, Pipeline, Seen
 from modules.reasoners.base import Control, OnWords
 from modules.reasoners.turns import TurnName
 from modules.records import DISCLAIMER, HeatmapChoice, ReaderInfo, Reading
 from modules.settings import ReaderMode
 
+T = TypeVar("T")
+
 # Readers wait for other machines or processes, so that many threads cost little; the pipeline has its own limit below.
 READER_THREADS = 64
+DISCONNECT_POLL_S = 0.5
 
 STREAM_DESCRIPTION = (
     "Server-sent events, in this order: accepted, quality, cnn, heatmaps, any number of reader_words (a draft, until "
     "the reply has passed its checks), reader, fusion, uncertainty, risk, done. The data of done is the answer of "
     "POST /analyze; error, with a problem as its data, ends a stream that cannot go on. What is wrong with the upload "
-    "is answered before the stream begins, as by POST /analyze. A client that goes away stops the second reader."
+    "is answered before the stream begins, as by POST /analyze. A client that goes away stops the second reader. "
+    "Schemas of the data: "
+    + ", ".join(f"{name}: {record.__name__}" for name, record in EVENT_RECORDS.items())
+    + "; error: Problem."
 )
 
 
 async def events(
     pipeline: Pipeline,
-    admission: Admission,
     readers: anyio.CapacityLimiter,
     film: "AdmittedFilm",
     heatmaps: HeatmapChoice,
@@ -37,7 +44,7 @@ async def events(
     """Yield the events of one film in the order in which its stages end; closing this stops the reader."""
     yield _event("accepted", Accepted(request_id=film.opened.request_id, disclaimer=DISCLAIMER))
     yield _event("quality", film.opened.quality)
-    seen = await admission.run_placed(lambda: pipeline.see(film.opened, heatmaps))
+    seen = await film.run(lambda: pipeline.see(film.opened, heatmaps))
     film.leave()  # waiting for a reader takes no place from others, and no memory for the film in its full size
     yield _event("cnn", seen.cnn)
     yield _event("heatmaps", seen.drawn)
@@ -66,6 +73,10 @@ class AdmittedFilm:
         assert self._opened is not None
         return self._opened
 
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread, in the turn in which the film was opened."""
+        return await self._place.run(work)
+
     def leave(self) -> None:
         """Give up the place and the film."""
         self._opened = None
@@ -87,7 +98,12 @@ class _Reading:
             seen, watch=self._watch, on_words=self._listener
         )
         self._task = asyncio.create_task(anyio.to_thread.run_sync(read, limiter=readers))
-        self._task.add_done_callback(lambda _: self._queue.put_nowait(None))
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: "asyncio.Task[tuple[Reading, ReaderInfo]]") -> None:
+        if not task.cancelled():
+            task.exception()  # asyncio would else print what nobody asks for any longer
+        self._queue.put_nowait(None)
 
     def _listener(self, mode: ReaderMode) -> OnWords:
         def hear(turn: TurnName, words: str) -> None:
@@ -108,3 +124,10 @@ class _Reading:
     def stop(self) -> None:
         """Stop the reader, if it still reads: nobody listens any longer."""
         self._watch.stop()
+
+
+async def stop_when_gone(request: Request, watch: Control) -> None:
+    """Stop a reading once the client that asked for it has gone."""
+    while not await request.is_disconnected():
+        await anyio.sleep(DISCONNECT_POLL_S)
+    watch.stop()

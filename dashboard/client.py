@@ -1,14 +1,19 @@
 """The API as the dashboard sees it: requests go out, records or one class of error come back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import httpx
+import httpx_sse
 from pydantic import BaseModel, ValidationError
 
 from modules.answers import Analysis, Health, Problem
+from modules.curves import Curves
+from modules.events import EVENT_RECORDS, Event, EventName
 from modules.records import HeatmapChoice
+from modules.weights import WeightsCard
 
 # A file name often holds a patient's name: the server never gets it.
 NEUTRAL_NAME = "film"
@@ -65,6 +70,58 @@ class AssistantClient:
         response = self._send("POST", "/analyze", self._timeout_s, image=(name, data), fields=fields)
         return self._record(response, Analysis)
 
+    def stream(
+        self,
+        name: str,
+        data: bytes,
+        symptoms: str,
+        *,
+        heatmaps: HeatmapChoice = "all",
+        invert: bool = False,
+        force: bool = False,
+    ) -> Iterator[tuple[EventName, Event]]:
+        """Yield what the server tells of a film, stage by stage; the last event, `done`, is the whole analysis.
+
+        Leaving the iteration stops the server's second reader.
+        """
+        fields = {"symptoms": symptoms, "heatmaps": heatmaps, "invert": _flag(invert), "force": _flag(force)}
+        files = {"image": (NEUTRAL_NAME, data, _media_type(name))}
+        name_of_last: str | None = None
+        try:
+            with (
+                self._client(self._timeout_s) as client,
+                httpx_sse.connect_sse(
+                    client, "POST", f"{self._base_url}/analyze/stream", files=files, data=fields
+                ) as source,
+            ):
+                if source.response.status_code != httpx.codes.OK:
+                    source.response.read()
+                    self._raise_for_problem(source.response)
+                try:
+                    for event in source.iter_sse():
+                        name_of_last = event.event
+                        yield self._event(event, source.response)
+                except httpx_sse.SSEError as exc:
+                    raise self._unexpected(source.response) from exc
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:
+            raise self._translated(exc, self._timeout_s) from exc
+        if name_of_last != "done":
+            raise self._translated(httpx.RemoteProtocolError("the stream ended early"), self._timeout_s)
+
+    def _event(self, event: httpx_sse.ServerSentEvent, response: httpx.Response) -> tuple[EventName, Event]:
+        if event.event == "error":
+            problem = self._validated(event.data, Problem, response)
+            told = _explained(problem, problem.status, None)
+            raise ClientError(told, problem.code, problem.status, request_id=problem.request_id)
+        known = [name for name in get_args(EventName) if name == event.event]
+        if not known:
+            raise self._unexpected(response)
+        return known[0], self._validated(event.data, EVENT_RECORDS[known[0]], response)
+
+    def card(self) -> WeightsCard:
+        """Return the weights card of the server's CNN."""
+        return self._record(self._send("GET", "/model", HEALTH_TIMEOUT_S), WeightsCard)
+
     def render(self, name: str, data: bytes, invert: bool = False) -> bytes:
         """Return a PNG of the film for display."""
         fields = {"invert": _flag(invert)}
@@ -78,6 +135,10 @@ class AssistantClient:
         """Return the state of the server's models."""
         return self._record(self._send("GET", "/health", HEALTH_TIMEOUT_S), Health)
 
+    def curves(self) -> Curves:
+        """Return the curves that were measured with the server's weights; `not_found` when there are none."""
+        return self._record(self._send("GET", "/model/curves", HEALTH_TIMEOUT_S), Curves)
+
     def _send(
         self,
         method: str,
@@ -87,13 +148,16 @@ class AssistantClient:
         fields: dict[str, str] | None = None,
     ) -> httpx.Response:
         files = {"image": (NEUTRAL_NAME, image[1], _media_type(image[0]))} if image else None
-        timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         try:
-            # A proxy named in the environment must not see the film: the server is this machine, or one that was named.
-            with httpx.Client(transport=self._transport, timeout=timeout, trust_env=False) as client:
+            with self._client(timeout_s) as client:
                 return client.request(method, self._base_url + path, files=files, data=fields)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as exc:
             raise self._translated(exc, timeout_s) from exc
+
+    def _client(self, timeout_s: float) -> httpx.Client:
+        timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
+        # A proxy named in the environment must not see the film: the server is this machine, or one that was named.
+        return httpx.Client(transport=self._transport, timeout=timeout, trust_env=False)
 
     def _translated(self, exc: Exception, timeout_s: float) -> ClientError:
         """Turn an error of the transport into ours; the order goes from the special to the general."""
@@ -129,8 +193,11 @@ class AssistantClient:
 
     def _record(self, response: httpx.Response, record: type[RecordT]) -> RecordT:
         self._raise_for_problem(response)
+        return self._validated(response.content, record, response)
+
+    def _validated(self, content: str | bytes, record: type[RecordT], response: httpx.Response) -> RecordT:
         try:
-            return record.model_validate_json(response.content)
+            return record.model_validate_json(content)
         except ValidationError as exc:
             if _is_not_json(exc):
                 raise self._unexpected(response) from exc

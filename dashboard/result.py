@@ -1,32 +1,42 @@
 """The parts of a result: records to Streamlit elements. Labels and headings are constants of this file."""
 
-import base64
-import binascii
-import functools
-import math
-
 import streamlit as st
 
-from dashboard.elements import bullets, plain, show_lines, show_png
+from dashboard.elements import bullets, plain, show_lines
+from dashboard.findings import STATUS_WORDS
 from modules.answers import Analysis
-from modules.records import Finding, HeatmapFinding, Probability, RiskLevel
+from modules.records import Finding
 
-STATUS_WORDS = {"present": "present", "absent": "absent", "uncertain": "uncertain", "not_mentioned": "not mentioned"}
 NOT_MEASURED = "not measured"
+HOW_DECIDED = (
+    "How decided the models are, from 0 to 1, not how often they are right: high on any film with low probabilities, "
+    "also when disease is missed."
+)
 REPLY_FORMS = {
     "schema": "the form that was asked for",
     "repaired": "the form that was asked for, after one repair",
     "prose": "free text, searched for findings",
     None: "not a model's reply",
 }
-# Odds of certainty are infinite: probabilities are kept this far from 0 and 1 before they are compared.
-SMALLEST_PROBABILITY = 1e-6
-SMALLEST_REACH = 1.0  # of the margin's bars, in log-odds
 
 
 def show_risk(analysis: Analysis) -> None:
-    """Show the level as a colour and a word, what drives it, and why a person must look."""
-    show_level(analysis.risk_level)
+    """Show the level as a colour and a word, and whether a person must look again."""
+    review = "review needed" if analysis.needs_review else "a professional must read the film in any case"
+    if analysis.risk_level == "Low":
+        review = f"this does not exclude disease; {review}"
+    words = f"**Risk level: {analysis.risk_level}**, {review}"
+    match analysis.risk_level:
+        case "High":
+            st.error(words, icon=":material/priority_high:")
+        case "Moderate":
+            st.warning(words, icon=":material/warning:")
+        case "Low":  # no green: it does not mean healthy
+            st.info(words, icon=":material/info:")
+
+
+def show_reasons(analysis: Analysis) -> None:
+    """Show what drives the level, why a person must look, and what is wrong with the film."""
     factors, review = st.columns(2, gap="medium")
     with factors:
         st.subheader("What drives it")
@@ -34,121 +44,23 @@ def show_risk(analysis: Analysis) -> None:
     with review:
         st.subheader("Review needed" if analysis.needs_review else "Review")
         bullets(analysis.review_reasons or ("No special reason. A professional must read the film in any case.",))
-
-
-def show_level(level: RiskLevel) -> None:
-    """Show the level; low is no green, because it does not mean healthy."""
-    match level:
-        case "High":
-            st.error("### Risk level: High")
-        case "Moderate":
-            st.warning("### Risk level: Moderate")
-        case "Low":
-            st.info("### Risk level: Low")
+    show_lines("Quality of the film", tuple(warning.message for warning in analysis.quality.warnings))
 
 
 def show_confidence(analysis: Analysis) -> None:
     """Show the three confidences, and which was not measured."""
     measured = analysis.reader.token_confidence is not None
-    cnn, llm, fused = st.columns(3)
-    cnn.metric("Confidence of the CNN", f"{analysis.confidence_scores.cnn:.2f}", border=True)
+    cnn, llm, fused = st.columns(3, gap="small")
+    cnn.metric("CNN confidence", f"{analysis.confidence_scores.cnn:.2f}", border=True, help=HOW_DECIDED)
     llm.metric(
-        "Confidence of the second reader",
+        "LLM confidence",
         f"{analysis.confidence_scores.llm:.2f}" if measured else NOT_MEASURED,
         border=True,
+        help=HOW_DECIDED,
     )
-    fused.metric("Fused confidence", f"{analysis.confidence_scores.fused:.2f}", border=True)
-    st.caption(
-        "How decided the models are, from 0 to 1, not how often they are right: high on any film with low "
-        "probabilities, also when disease is missed."
-    )
+    fused.metric("Fused confidence", f"{analysis.confidence_scores.fused:.2f}", border=True, help=HOW_DECIDED)
     if not analysis.reader.independent:
         plain(f"No second model read this film. Why: {analysis.reader.fallback_reason or 'none was asked for'}")
-
-
-def show_overlay(analysis: Analysis) -> None:
-    """Show the Grad-CAM overlay, or say that there is none."""
-    if not analysis.heatmap_available or not analysis.heatmap_base64:
-        plain("There is no overlay for this film.")
-        return
-    try:
-        show_png(base64.b64decode(analysis.heatmap_base64, validate=True), "Grad-CAM overlay over the radiograph")
-    except binascii.Error:
-        plain("The overlay that the server sent cannot be shown.")
-    if analysis.heatmap_finding is not None:
-        plain(overlay_caption(analysis.heatmap_finding))
-
-
-def overlay_caption(shown: HeatmapFinding) -> str:
-    """Name the finding under the overlay, first of all whether it was detected."""
-    detected = "detected" if shown.detected else "NOT detected"
-    return f"{shown.pathology}: {detected}, CNN probability {shown.probability:.3f}. {shown.note}"
-
-
-def show_findings(findings: tuple[Finding, ...]) -> None:
-    """Show all findings, those on sufficient data first, and of these the one furthest above its threshold."""
-    st.subheader("All findings")
-    ranked = sorted(findings, key=rank, reverse=True)
-    # Symmetric, so that the middle of each bar is the finding's own threshold.
-    reach = max(SMALLEST_REACH, *(abs(margin(finding)) for finding in findings)) if findings else SMALLEST_REACH
-    # With two decimals, the probabilities of rare findings would all look alike.
-    probability = functools.partial(st.column_config.NumberColumn, format="%.3f", width=74)
-    config = {
-        "Finding": st.column_config.TextColumn(width=125),
-        "Detected": st.column_config.TextColumn(width=80),
-        "Margin": st.column_config.ProgressColumn(
-            format="%+.2f",
-            min_value=-reach,
-            max_value=reach,
-            width=120,
-            help="How far the CNN's probability lies above its threshold, in log-odds; the middle is the threshold",
-        ),
-        "CNN": probability(help="Calibrated probability of the CNN alone"),
-        "Threshold": probability(help="Operating threshold: at or above it, a finding counts as detected"),
-        "Fused": probability(help="The CNN's probability, adjusted by the second reader within a cap"),
-        "Second reader": st.column_config.TextColumn(width=105),
-        "Its words": st.column_config.TextColumn(width=145),
-        "Data": st.column_config.TextColumn(
-            width=115, help="Too few validation patients: shown, but it never drives the risk"
-        ),
-    }
-    rows = [finding_row(finding) for finding in ranked]
-    st.dataframe(rows, column_config=config, hide_index=True, height="content", alt="All findings of this film")
-    st.caption(
-        "Sorted by margin, insufficient data last: a bar beyond its middle is a detected finding. Rare findings have "
-        "low probabilities and low thresholds: compare a probability with its own threshold, not with other findings."
-    )
-
-
-def finding_row(finding: Finding) -> dict[str, str | float]:
-    """Return one line of the table."""
-    return {
-        "Finding": finding.pathology,
-        "Detected": "detected" if finding.detected else "–",
-        "Margin": margin(finding),
-        "CNN": finding.cnn_probability,
-        "Threshold": finding.operating_threshold,
-        "Fused": finding.fused_probability,
-        "Second reader": STATUS_WORDS[finding.reader.status],
-        "Its words": finding.reader.quote,
-        "Data": "" if finding.sufficient_data else "insufficient data",
-    }
-
-
-def rank(finding: Finding) -> tuple[bool, float]:
-    """Return what findings are sorted by, as the server ranks them."""
-    return finding.sufficient_data, margin(finding)
-
-
-def margin(finding: Finding) -> float:
-    """Return how far the CNN's probability lies above the operating threshold, in log-odds."""
-    return log_odds(finding.cnn_probability) - log_odds(finding.operating_threshold)
-
-
-def log_odds(probability: Probability) -> float:
-    """Return the log-odds of a probability, finite for 0 and 1 too."""
-    inside = min(max(probability, SMALLEST_PROBABILITY), 1.0 - SMALLEST_PROBABILITY)
-    return math.log(inside / (1.0 - inside))
 
 
 def show_reader(analysis: Analysis) -> None:
@@ -236,14 +148,3 @@ def show_provenance(analysis: Analysis) -> None:
     }
     width = max(map(len, entries))
     st.code("\n".join(f"{key:<{width}}  {value}" for key, value in entries.items()), language=None, wrap_lines=True)
-
-
-def offer_download(analysis: Analysis) -> None:
-    """Offer the whole answer as the JSON that the API gives."""
-    st.download_button(
-        "Download the analysis as JSON",
-        analysis.model_dump_json(indent=2),
-        file_name="analysis.json",
-        mime="application/json",
-        on_click="ignore",
-    )

@@ -1,185 +1,204 @@
-"""The page around a result: its frame, what the user gives, and what is shown before and without a result."""
+"""The reading room: what the user gives, the worklist, and the film that is open, whatever its state."""
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
-from pydantic import ValidationError
-from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import result
+from dashboard import film as painter
+from dashboard import findings, progress, result, takeaway, viewer
 from dashboard.client import AssistantClient, ClientError
+from dashboard.dial import show_dial
 from dashboard.elements import plain, show_png
-from dashboard.session import Film, Job, Session
+from dashboard.failures import REFUSAL_CODES, show_failure
+from dashboard.session import Case, Film, Session
 from modules.answers import Analysis
-from modules.errors import InvertedGreyscale, NotAChestRadiograph, RotatedFilm
-from modules.records import DISCLAIMER, MAX_SYMPTOMS
+from modules.records import MAX_SYMPTOMS
 from modules.settings import PROJECT_ROOT, Settings
 
-TITLE = "Chest-radiograph assistant"
 SAMPLE_PATH = PROJECT_ROOT / "assets" / "sample_xray.png"
+UPLOADER = "films"
 UPLOAD_TYPES = ("png", "jpg", "jpeg", "dcm")
 SYMPTOMS_EXAMPLE = "For example: 54-year-old with fever and productive cough for four days; no chest pain."
-REFUSAL_CODES = frozenset(error.code for error in (NotAChestRadiograph, InvertedGreyscale, RotatedFilm))
-FAILURE_TITLES = {
-    "unreachable": "The server cannot be reached",
-    "bad_address": "The server's address cannot be used",
-    "timeout": "No answer in time",
-    "connection_lost": "The connection broke",
-    "unexpected_answer": "The answer cannot be understood",
-    "version_mismatch": "Server and dashboard do not fit together",
-    "busy": "The server is busy",
-    "file_too_large": "The file is too large",
-    "too_many_pixels": "The image is too large",
-    "unsupported_image_type": "This type of file is not read",
-    "undecodable_image": "The file cannot be read",
-    "multiple_frames": "The file holds several images",
-    "invalid_request": "The request was not accepted",
-    "internal_error": "The server failed",
-} | dict.fromkeys(REFUSAL_CODES, "The film was refused")
-
-
-# ── The frame of the page ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def set_up_page() -> None:
-    """Set the title and the layout; the first Streamlit call of a run."""
-    st.set_page_config(page_title=TITLE, layout="wide", initial_sidebar_state=350)
-
-
-def load_settings() -> Settings:
-    """Read the settings, or say which of them are wrong and stop."""
-    try:
-        return Settings()
-    except ValidationError as exc:
-        st.error("The settings cannot be used. Correct them in the environment or in .env, then restart.")
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            plain(f"{'.'.join(map(str, error['loc'])).upper()}: {error['msg']}")
-        st.stop()
-
-
-def current_session() -> Session:
-    """Return what this browser session holds; other sessions never see it."""
-    if "session" not in st.session_state:
-        st.session_state["session"] = Session()
-    session: Session = st.session_state["session"]
-    return session
-
-
-def show_title() -> None:
-    """Show what this page is."""
-    st.title(TITLE)
-
-
-def show_disclaimer() -> None:
-    """Pin the disclaimer below the page, where it is seen in every state and at every scroll position."""
-    with st.bottom:
-        plain(DISCLAIMER)
+WORKLIST_WIDTHS = {"Film": 46, "Risk": 84, "Review": 66, "File": 150}  # pixels: the first three fit beside the mark
+STATE_WORDS = {"new": "not analysed", "waiting": "waiting", "running": "being read", "failed": "failed"}
 
 
 # ── What the user gives ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def take_film(session: Session, settings: Settings) -> None:
-    """Take a film from the uploader, or the synthetic sample."""
-    upload = st.file_uploader(
-        f"Frontal chest radiograph: PNG, JPEG or DICOM, at most {settings.max_upload_mb} MB",
+def take_films(session: Session, settings: Settings) -> None:
+    """Take films from the uploader, or the synthetic sample.
+
+    The films are held by the session: the uploader itself forgets them when another page is opened.
+    """
+    uploads = st.file_uploader(
+        f"Frontal chest radiographs: PNG, JPEG or DICOM, at most {settings.max_upload_mb} MB each",
         type=UPLOAD_TYPES,
+        accept_multiple_files=True,
         max_upload_size=settings.max_upload_mb,
-        key=f"upload_{session.uploads_cleared}",
+        key=UPLOADER,
+        on_change=take_uploads,
+        args=(session,),
     )
-    if upload is not None:
-        session.sample_chosen = False
-        if session.film is None or session.film.id != upload.file_id:
-            session.choose(Film(upload.file_id, upload.name, upload.getvalue()))
-    elif not session.sample_chosen:
-        session.choose(None)
+    session.in_uploader = {upload.file_id for upload in uploads}
     if SAMPLE_PATH.is_file():
-        st.button("Use the synthetic sample", on_click=choose_sample, args=(session, SAMPLE_PATH), width="stretch")
+        st.button("Try the synthetic sample", on_click=choose_sample, args=(session, SAMPLE_PATH), width="stretch")
+
+
+def take_uploads(session: Session) -> None:
+    """Add the films that the uploader has got, and drop those that were taken out of it."""
+    keep_typed(session)
+    uploads = {upload.file_id: upload for upload in st.session_state[UPLOADER]}
+    for case in [c for c in session.cases if c.film.id in session.in_uploader - uploads.keys()]:
+        session.drop(case)
+    known = {case.film.id for case in session.cases}
+    session.add([Film(u.file_id, u.name, u.getvalue()) for u in uploads.values() if u.file_id not in known])
 
 
 def choose_sample(session: Session, path: Path) -> None:
-    """Take the drawn film that comes with the project, and empty the uploader."""
+    """Take the drawn film that comes with the project."""
+    keep_typed(session)
     data = path.read_bytes()
-    session.sample_chosen = True
-    # A widget is emptied by giving it another key.
-    session.uploads_cleared += 1
-    session.choose(Film(hashlib.sha256(data).hexdigest(), path.name, data, synthetic=True))
+    session.add_sample(Film(hashlib.sha256(data).hexdigest(), path.name, data, synthetic=True))
 
 
-def take_symptoms() -> None:
-    """Take the symptoms, which only the second reader and the risk rules see."""
-    st.text_area(
-        "Symptoms and history (optional)",
-        key="symptoms",
+def take_symptoms(session: Session) -> None:
+    """Take the symptoms of the open film, which only the second reader and the risk rules see."""
+    case = session.active
+    typed = st.text_area(
+        "Symptoms and history (optional)" if len(session.cases) < 2 else "Symptoms and history of this film (optional)",
+        value=case.symptoms if case else session.draft_symptoms,
+        key=symptoms_key(case),
         max_chars=MAX_SYMPTOMS,
-        height=150,
+        height=110,
         placeholder=SYMPTOMS_EXAMPLE,
         help="Leave out names, dates of birth and other identifiers.",
     )
+    if case:
+        case.symptoms = typed
+    else:
+        session.draft_symptoms = typed
 
 
-def symptoms_now() -> str:
-    """Return the symptoms as they stand in the text area."""
-    return str(st.session_state.get("symptoms") or "")
+def keep_typed(session: Session) -> None:
+    """Keep symptoms that arrive together with a click: a callback runs before the page reads its widgets."""
+    case = session.active
+    typed = st.session_state.get(symptoms_key(case))
+    if typed is not None and case:
+        case.symptoms = str(typed)
+    elif typed is not None:
+        session.draft_symptoms = str(typed)
 
 
-def ask(session: Session, *, invert: bool = False, force: bool = False) -> None:
-    """Have the film analysed with the symptoms as they stand now."""
-    session.ask(symptoms_now(), invert=invert, force=force)
+def symptoms_key(case: Case | None) -> str:
+    """Return the key of the text area of a film's symptoms."""
+    return f"symptoms_{case.number if case else 0}"
 
 
-def offer_analysis(session: Session) -> None:
-    """Show the button that starts an analysis."""
+def offer_analysis(session: Session, client: AssistantClient) -> None:
+    """Show the buttons that start an analysis."""
+    case = session.active
+    busy = any(c.state == "running" for c in session.cases)
     st.button(
         "Analyze",
         type="primary",
         key="analyze",
         width="stretch",
-        disabled=session.film is None or session.busy,
+        disabled=case is None or busy,
         on_click=ask,
-        args=(session,),
+        args=(case, client),
     )
+    unread = [c for c in session.cases if c.state == "new"]
+    if len(unread) > 1:
+        st.button(
+            f"Analyze all {len(unread)} films", key="analyze_all", width="stretch", on_click=ask_for_all, args=(unread,)
+        )
 
 
-# ── Before and without a result ──────────────────────────────────────────────────────────────────────────────────────
+def ask(case: Case, client: AssistantClient, *, invert: bool = False, force: bool = False) -> None:
+    """Have a film analysed with its symptoms as they stand now."""
+    case.symptoms = str(st.session_state.get(symptoms_key(case), case.symptoms))
+    st.session_state.pop(viewer.chooser_key(f"case_{case.number}"), None)  # it was chosen for the old answer
+    case.ask(client, invert=invert, force=force)
 
 
-def run_job(session: Session, client: AssistantClient, slot: DeltaGenerator) -> None:
-    """Send the request that a button left behind, show that it runs, and draw the page again.
+def ask_for_all(cases: list[Case]) -> None:
+    """Have films analysed one after the other."""
+    for case in cases:
+        case.symptoms = str(st.session_state.get(symptoms_key(case), case.symptoms))
+        case.waiting = True
 
-    The spinner takes the place of the old result in `slot` at once. Drawn anywhere else, it would leave the old result
-    on the page, dimmed, until the new one came: on one page the numbers of two requests.
-    """
-    job = session.job
-    if job is None or job.finished:
+
+def show_worklist(session: Session, client: AssistantClient) -> None:
+    """Show this visit's films, the most urgent first; a click opens one."""
+    if len(session.cases) < 2:
         return
-    with st.columns([3, 2], gap="medium")[0]:
-        show_film_beside(session, client, job)
-    with slot, st.spinner("Reading the film. A second reader without a GPU can take minutes.", show_time=True):
-        job.run(client)
-    st.rerun()
+    st.subheader("Worklist")
+    if any(c.state in ("running", "waiting") for c in session.cases):
+        progress.keep_going(session, client)
+    entries = session.entries()
+    rows = [
+        {
+            "Film": f"{'▸ ' if session.active and entry.number == session.active.number else ''}{entry.number}",
+            "Risk": entry.analysis.risk_level if entry.analysis else STATE_WORDS.get(entry.state, entry.state),
+            "Review": ("needed" if entry.analysis.needs_review else "–") if entry.analysis else "",
+            "File": entry.name,
+        }
+        for entry in entries
+    ]
+    if session.active:
+        plain(f"Open: film {session.active.number}, {session.active.film.name}")
+    with st.container(key="worklist"):
+        event: Any = st.dataframe(
+            rows,
+            hide_index=True,
+            height="content" if len(rows) <= 8 else 320,
+            key=worklist_key(session),
+            on_select="rerun",
+            selection_mode="single-row",
+            column_config={name: st.column_config.TextColumn(width=width) for name, width in WORKLIST_WIDTHS.items()},
+            alt="This visit's films by risk",
+        )
+    picked = event.selection.rows
+    opened = session.case(entries[picked[0]].number) if picked else None
+    if opened is not None and opened is not session.active:
+        session.active = opened
+        st.rerun()
 
 
-def show_session(session: Session, client: AssistantClient) -> None:
-    """Show the result, or why there is none, or else the film, or else what to do first."""
-    job = session.job
-    if job is not None and job.failure is not None:
-        show_failed_analysis(session, client, job, job.failure)
-    elif job is not None and job.analysis is not None:
-        show_result(session, client, job, job.analysis)
-    elif session.film is not None:
-        show_preview(session, client, session.film)
-    else:
+def worklist_key(session: Session) -> str:
+    """Return a key that lives as long as the order and the open film: a selection is a row's place, not a film."""
+    order = "_".join(str(entry.number) for entry in session.entries())
+    return f"worklist_{order}_at_{session.active.number if session.active else 0}"
+
+
+# ── The open film ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def show_case(session: Session, client: AssistantClient) -> None:
+    """Show the open film in whatever state it is, or what to do first."""
+    case = session.active
+    if case is None:
         show_welcome(client)
+    elif case.state in ("running", "waiting"):
+        progress.show_progress(session, client, case)
+    elif case.job is not None and case.job.failure is not None:
+        show_failed(session, client, case, case.job.failure)
+    elif case.analysis is not None:
+        show_result(session, client, case, case.analysis)
+    else:
+        show_preview(session, client, case)
 
 
 def show_welcome(client: AssistantClient) -> None:
     """Say what to do first, and whether the server is ready for it."""
-    st.subheader("Choose a film in the panel on the left")
+    st.title("Chest-radiograph assistant")
     plain(
-        "A neural network gives a calibrated probability for each of 14 findings. Where a second reader runs, a "
-        "language model that sees the film, it reads the film too, and the page says where the two differ."
+        "Choose a film in the panel on the left, or try the synthetic sample. A neural network gives a calibrated "
+        "probability for each of 14 findings. Where a second reader runs, a language model that sees the film, it "
+        "reads the film too, and the page says where the two differ."
     )
     try:
         health = client.health()
@@ -197,17 +216,21 @@ def show_welcome(client: AssistantClient) -> None:
     if health.reader.mode != health.reader.mode_requested:
         lines.append(f"Asked for: {health.reader.mode_requested}")
     plain("\n".join(lines))
+    if not health.cnn_ready or health.reader.state == "loading":
+        plain("What is still loading takes a minute or two. A film that is analysed before goes without it.")
+        st.button("Look again", key="retry")
 
 
-def show_preview(session: Session, client: AssistantClient, film: Film) -> None:
-    """Show the chosen film before it is analysed."""
-    picture, hint = st.columns([3, 2], gap="medium")
+def show_preview(session: Session, client: AssistantClient, case: Case) -> None:
+    """Show a film before it is analysed."""
+    picture, hint = st.columns(2, gap="medium")
     with picture:
-        shown = show_film(session, client, film, invert=False)
+        shown = show_film(session, client, case.film, invert=False)
     if shown:
         with hint:
             st.subheader("Ready to analyse")
             plain("Bone should look white and air black, and the patient should stand upright. Then press Analyze.")
+            findings.load_chart()
 
 
 def show_film(session: Session, client: AssistantClient, film: Film, invert: bool) -> bool:
@@ -222,93 +245,114 @@ def show_film(session: Session, client: AssistantClient, film: Film, invert: boo
     return True
 
 
-def show_film_beside(session: Session, client: AssistantClient, job: Job) -> None:
-    """Show the film of a request that has its own message: one about the preview would be one too many."""
-    request = job.request
-    if isinstance(session.preview(client, request.film, request.invert), bytes):
-        show_film(session, client, request.film, request.invert)
-
-
 def film_caption(film: Film, invert: bool) -> str:
     """Say what kind of film is shown, in constant words."""
-    kind = "Synthetic sample: drawn, not a patient" if film.synthetic else "The film as it was uploaded"
+    kind = "Synthetic sample: drawn, not a patient" if film.synthetic else viewer.AS_UPLOADED
     return f"{kind}, greyscale inverted" if invert else kind
 
 
-def show_failure(error: ClientError) -> None:
-    """Say what happened and what to do."""
-    box = st.warning if error.code in REFUSAL_CODES else st.error
-    box(f"**{FAILURE_TITLES.get(error.code, 'The request failed')}**")
-    plain(error.message)
-    if error.gate_score is not None:
-        plain(f"Input gate: {error.gate_score:.2f} (1 = looks like a frontal chest radiograph)")
-    if error.status is not None:
-        known = {"status": error.status, "code": error.code, "request": error.request_id}
-        st.code(", ".join(f"{k} {v}" for k, v in known.items() if v is not None), language=None, wrap_lines=True)
-
-
-def show_failed_analysis(session: Session, client: AssistantClient, job: Job, error: ClientError) -> None:
+def show_failed(session: Session, client: AssistantClient, case: Case, error: ClientError) -> None:
     """Show why there is no result, with the film beside it, and offer what can be done with the same film."""
+    assert case.job is not None
+    request = case.job.request
     words, film = st.columns([3, 2], gap="medium")
     with words:
         show_failure(error)
         if error.code in REFUSAL_CODES:
-            offer_override(session, job)
+            offer_override(case, client, inverted=request.invert)
         else:
-            st.button("Retry", key="retry", type="primary", on_click=retry, args=(session, job))
-    with film:
-        show_film_beside(session, client, job)
+            st.button("Retry", key="retry", type="primary", on_click=retry, args=(session, case, client))
+    with film:  # a second message about the same film would be one too many
+        if isinstance(session.preview(client, request.film, request.invert), bytes):
+            show_film(session, client, request.film, request.invert)
 
 
-def retry(session: Session, job: Job) -> None:
+def retry(session: Session, case: Case, client: AssistantClient) -> None:
     """Ask the same again, with the symptoms as they stand now; for the preview too."""
+    assert case.job is not None
     session.forget_failed_previews()
-    ask(session, invert=job.request.invert, force=job.request.force)
+    ask(case, client, invert=case.job.request.invert, force=case.job.request.force)
 
 
-def offer_override(session: Session, job: Job) -> None:
+def offer_override(case: Case, client: AssistantClient, *, inverted: bool) -> None:
     """Offer to analyse a refused film after all: inverted, or as it is."""
-    inverted = job.request.invert
     st.caption("You can override the refusal. The result is then marked for review: do not rely on it.")
     with st.container(horizontal=True):
         if not inverted:
             st.button(
-                "Analyse with inverted greyscale", key="invert", on_click=ask, args=(session,), kwargs={"invert": True}
+                "Analyse with inverted greyscale",
+                key="invert",
+                on_click=ask,
+                args=(case, client),
+                kwargs={"invert": True},
             )
         # What was inverted by request stays inverted when it is forced as well.
         st.button(
-            "Analyse anyway", key="force", on_click=ask, args=(session,), kwargs={"force": True, "invert": inverted}
+            "Analyse anyway",
+            key="force",
+            on_click=ask,
+            args=(case, client),
+            kwargs={"force": True, "invert": inverted},
         )
 
 
 # ── The result ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def show_result(session: Session, client: AssistantClient, job: Job, analysis: Analysis) -> None:
-    """Show a whole analysis, what matters most first."""
-    show_stale_symptoms(job)
-    result.show_risk(analysis)
-    result.show_confidence(analysis)
-    show_images(session, client, job, analysis)
-    result.show_findings(analysis.findings)
-    result.show_reader(analysis)
-    result.show_contradictions(analysis)
-    result.show_provenance(analysis)
-    result.offer_download(analysis)
-
-
-def show_stale_symptoms(job: Job) -> None:
-    """Say when the result does not rest on the symptoms that stand in the text area."""
-    if job.request.symptoms != symptoms_now():
+def show_result(session: Session, client: AssistantClient, case: Case, analysis: Analysis) -> None:
+    """Show a whole analysis: film and evidence side by side, the rest one look away."""
+    key = f"case_{case.number}"
+    if case.stale:
         st.info("The symptoms were changed after this analysis. Press Analyze to include them.")
-
-
-def show_images(session: Session, client: AssistantClient, job: Job, analysis: Analysis) -> None:
-    """Show the film, and beside it the overlay with what it shows."""
-    film, overlay = st.columns(2, gap="medium")
+    film, evidence = st.columns([1, 1], gap="medium")
+    with evidence:
+        result.show_risk(analysis)
+        result.show_confidence(analysis)
+        viewer.choose_first_detected(key, analysis.findings, analysis.heatmaps)
+        picked = findings.show_chart(analysis.findings, f"{key}_chart")
+        if picked in analysis.heatmaps and picked != st.session_state.get(f"{key}_picked"):
+            st.session_state[viewer.chooser_key(key)] = picked
+        st.session_state[f"{key}_picked"] = picked
     with film:
-        st.subheader("The film")
-        show_film(session, client, job.request.film, job.request.invert)
-    with overlay:
-        st.subheader("What raised the CNN's score")
-        result.show_overlay(analysis)
+        show_viewer(session, client, case, analysis, key)
+    show_details(session, client, case, analysis, key)
+
+
+def show_viewer(session: Session, client: AssistantClient, case: Case, analysis: Analysis, key: str) -> None:
+    """Show the film with its maps, or why it can't be shown."""
+    assert case.job is not None
+    invert = case.job.request.invert
+    preview = session.preview(client, case.film, invert)
+    if isinstance(preview, ClientError):
+        show_failure(preview)
+        st.button("Retry the preview", key=f"{key}_retry_preview", on_click=session.forget_failed_previews)
+        return
+    try:
+        picture = painter.decoded(preview)
+    except ValueError:
+        plain("The image that the server sent cannot be shown.")
+        return
+    viewer.show_viewer(
+        key, picture, analysis.image, analysis.findings, analysis.heatmaps, film_caption(case.film, invert)
+    )
+
+
+def show_details(session: Session, client: AssistantClient, case: Case, analysis: Analysis, key: str) -> None:
+    """Show the whole reasoning, one look away."""
+    why, reader, differ, dial, table, ran, away = st.tabs(
+        ("Why this risk", "Second reader", "Where they differ", "At your prevalence", "Table", "What ran", "Take away")
+    )
+    with why:
+        result.show_reasons(analysis)
+    with reader:
+        result.show_reader(analysis)
+    with differ:
+        result.show_contradictions(analysis)
+    with dial:
+        show_dial(key, analysis.findings, analysis.model.sha256, client)
+    with table:
+        findings.show_table(analysis.findings)
+    with ran:
+        result.show_provenance(analysis)
+    with away:
+        takeaway.offer_downloads(session, client, case, analysis)

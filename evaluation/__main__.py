@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evaluation import curves
 from evaluation.cohort import Cohort
 from evaluation.films import LabelsError, find_table, read_labels
 from evaluation.likelihood import ReadingsError, read_readings
@@ -23,6 +24,7 @@ from evaluation.scoring import (
     wanted_films,
 )
 from modules.cnn_model import CnnModel
+from modules.curves import CURVES_FILE
 from modules.errors import ConfigurationError
 from modules.quality import InputGate
 from modules.weights import load_weights
@@ -32,7 +34,7 @@ SMALLEST_SIDE = 16  # pixels
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Score the films, measure, and write metrics.json and the report; leaves with a sentence when that cannot be."""
+    """Score, measure, and write figures, curves and the report; leaves with a sentence when that cannot be."""
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -86,6 +88,8 @@ def _run(args: argparse.Namespace) -> None:
     written = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
     # a file name on Linux may hold bytes that are no UTF-8
     (args.out / METRICS_FILE).write_text(written + "\n", "utf-8", errors="backslashreplace")
+    drawn = curves.build(metrics, cohort, cnn.card).model_dump_json()
+    (args.out / CURVES_FILE).write_text(drawn + "\n", "utf-8")
     (args.out / REPORT_FILE).write_text(build(metrics, cohort, others), "utf-8", errors="backslashreplace")
     sys.stdout.write(f"{len(films)} films, {len(log.unreadable)} unreadable. {args.out / REPORT_FILE}\n")
 
@@ -138,13 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--images", type=Path, nargs="+", required=True, help="folders or zip archives of PNG, JPEG or DICOM files")
-    add("--out", type=Path, required=True, help="folder for metrics.json, report.html and the log of scored films")
+    add("--out", type=Path, required=True, help="folder for metrics, curves, the report and the log of scored films")
     add(
         "--weights",
         default="embedded",
         help="embedded, a TorchXRayVision DenseNet by name, or a folder (default: embedded)",
     )
     add("--labels", type=Path, help="labels.csv or Data_Entry_2017.csv (default: the one beside the images)")
+    add("--cohort", help="what these films are, in words for curves.json (default: their split)")
     add("--split", help="only films of this split, such as val or test (default: all)")
     add("--limit", type=_at_least(1), help="at most so many films, spread over all of them: for a trial")
     add("--reduce-to", type=_at_least(SMALLEST_SIDE), metavar="PX", help="degrade every film to this side first")

@@ -117,6 +117,20 @@ Event = (
 )
 
 
+EVENT_RECORDS: dict[EventName, type[Event]] = {
+    "accepted": Accepted,
+    "quality": Quality,
+    "cnn": CnnSeen,
+    "heatmaps": HeatmapsDrawn,
+    "reader_words": ReaderWords,
+    "reader": ReaderDone,
+    "fusion": Fused,
+    "uncertainty": UncertaintyMeasured,
+    "risk": RiskDecided,
+    "done": Analysis,
+}
+
+
 def closing_events(analysis: Analysis) -> tuple[tuple[EventName, Event], ...]:
     """Return what is told of the last stages once the whole answer is there."""
     return (

@@ -209,7 +209,7 @@ class SecondReader:
 
 def _where(places: list[str]) -> str:
     """Say where the film went: a reader elsewhere is named even when another one answered after it."""
-    elsewhere = [place for place in dict.fromkeys(places) if not place.startswith("nowhere")]
+    elsewhere = [place for place in dict.fromkeys(places) if not place.startswith("nowhere:")]
     return "; ".join(elsewhere) or places[-1]
 
 

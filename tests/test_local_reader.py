@@ -4,11 +4,14 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +19,13 @@ import pytest
 from modules.errors import ReaderUnavailable
 from modules.multimodal_reasoning import SecondReader
 from modules.pathologies import NAMES
-from modules.reasoners import local, prompts
+from modules.reasoners import prompts
 from modules.reasoners.base import READY, Control, ReaderFilm, ReaderTask
 from modules.reasoners.conversation import ModelReader
 from modules.reasoners.dummy import DummyReader
-from modules.reasoners.local import LocalWriter, check_packages, engine_of, find_model, model_of
+from modules.reasoners.local import LocalWriter
+from modules.reasoners.local_model import check_packages, engine_of, find_model, model_of
+from modules.reasoners.local_process import CANCEL_GRACE_S
 from modules.reasoners.replies import ReplyLimits, clinical_schema, film_schema, parse_film
 from modules.reasoners.turns import Generation, Message, Turn
 from modules.settings import MIN_REPLY_TOKENS, PROJECT_ROOT, Settings
@@ -137,8 +142,8 @@ def test_tokens_that_the_grammar_forced_are_not_measured(writer: LocalWriter) ->
 
 
 def process_of(writer: LocalWriter) -> int:
-    assert writer._worker is not None
-    return writer._worker._process.pid
+    assert writer._process is not None
+    return writer._process.pid
 
 
 def test_a_reader_that_is_stopped_leaves_its_model_alive(writer: LocalWriter) -> None:
@@ -172,11 +177,7 @@ def test_a_model_that_hangs_is_killed_at_the_time_limit_and_loaded_anew(
     _, info = second.read(film_of(), "cough", predict())
     assert time.monotonic() - start < 2.0
     assert (info.mode, info.fallback_reason) == ("dummy", "The second reader gave no answer within 1 seconds.")
-    deadline = time.monotonic() + LOAD_LIMIT_S
-    while writer.state() is READY or writer.wait_until_settled(0.1) is not READY:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert process_of(writer) != hung
+    wait_for_another(writer, hung)
     parse_film(writer.write(first_turn(), film_of(), Control(60.0)).text)
     loaded = [r for r in caplog.records if r.getMessage() == "[MedGemma] Local model loaded successfully."]
     assert len(loaded) == 2
@@ -185,12 +186,95 @@ def test_a_model_that_hangs_is_killed_at_the_time_limit_and_loaded_anew(
         os.kill(hung, 0)
 
 
+def test_a_model_that_no_longer_takes_a_film_in_is_replaced_too(tiny: Path) -> None:
+    """A large film fills the pipe: the write itself hangs, not the wait for an answer."""
+    writer = ready("transformers", tiny)
+    second = SecondReader(
+        "local", (ModelReader("local", writer, max_tokens=MIN_REPLY_TOKENS), DummyReader()), limit_s=1.0
+    )
+    large = ReaderFilm(np.random.default_rng(0).integers(0, 256, (896, 896), dtype=np.uint8))
+    hung = process_of(writer)
+    os.kill(hung, signal.SIGSTOP)
+    start = time.monotonic()
+    assert second.read(large, "cough", predict())[1].mode == "dummy"
+    assert time.monotonic() - start < 2.0
+    wait_for_another(writer, hung)
+    assert second.read(film_of(), "cough", predict())[1].mode in ("local", "dummy")  # the lock is free again
+    with writer.conversation(Control(5.0)):
+        parse_film(writer.write(first_turn(), film_of(), Control(60.0)).text)
+    writer.close()
+
+
+def wait_for_another(writer: LocalWriter, before: int) -> None:
+    deadline = time.monotonic() + LOAD_LIMIT_S
+    while writer.state() is not READY or process_of(writer) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_client_that_leaves_costs_no_model_its_life(writer: LocalWriter) -> None:
+    """Stopped inside one long step, the model keeps the time that it had; it is not killed for a client's leaving."""
+    number, control = process_of(writer), Control(30.0)
+    os.kill(number, signal.SIGSTOP)
+    timers = [
+        threading.Timer(0.2, control.stop),
+        threading.Timer(0.2 + 3 * CANCEL_GRACE_S, os.kill, (number, signal.SIGCONT)),
+    ]
+    for timer in timers:
+        timer.start()
+    with pytest.raises(ReaderUnavailable, match="stopped"):
+        writer.write(first_turn(), film_of(), control)
+    assert (process_of(writer), writer.state()) == (number, READY)
+    parse_film(writer.write(first_turn(), film_of(), Control(60.0)).text)
+
+
+def test_a_model_that_ends_while_idle_is_loaded_anew_before_a_film_finds_out(tiny: Path) -> None:
+    writer = ready("transformers", tiny)
+    before = process_of(writer)
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while writer.state() is READY:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    wait_for_another(writer, before)
+    writer.close()
+
+
+def test_a_model_that_fails_on_every_film_is_loaded_anew(writer: LocalWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = process_of(writer)
+    broken = Turn("film", first_turn().messages, {"type": "no such type"}, 100)
+    for _ in range(3):
+        with pytest.raises(ReaderUnavailable, match="failed while it read"):
+            writer.write(broken, film_of(), Control(60.0))
+    wait_for_another(writer, before)
+
+
+def test_a_film_that_waited_too_long_is_not_begun(writer: LocalWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_patience_s", lambda: 60.0)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with writer.conversation(Control()):
+            entered.set()
+            assert go_on.wait(20)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert entered.wait(20)
+    go_on.set()
+    with pytest.raises(ReaderUnavailable, match="too long"), writer.conversation(Control(0.9)):  # 0.4 s left of 0.5
+        pass
+    thread.join()
+    with writer.conversation(Control(0.1)):  # nobody was before it: it may try
+        pass
+
+
 def test_a_model_whose_process_is_killed_is_a_reason_and_comes_back(tiny: Path) -> None:
     writer = ready("transformers", tiny)
     os.kill(process_of(writer), signal.SIGKILL)
-    with pytest.raises(ReaderUnavailable, match="process ended"):
+    with pytest.raises(ReaderUnavailable, match="process ended|still loading"):
         writer.write(first_turn(), film_of(), Control(60.0))
-    assert writer.state().state == "loading"
     with pytest.raises(ReaderUnavailable, match="still loading"):
         writer.write(first_turn(), film_of(), Control(60.0))
     assert writer.wait_until_settled(LOAD_LIMIT_S) is READY
@@ -200,7 +284,7 @@ def test_a_model_whose_process_is_killed_is_a_reason_and_comes_back(tiny: Path) 
 def test_a_film_does_not_wait_for_one_that_makes_no_progress(
     writer: LocalWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(writer, "_patience_s", lambda: 0.3)
     with writer.conversation(Control()):
         start = time.monotonic()
         with pytest.raises(ReaderUnavailable, match="busy with another film"), writer.conversation(Control(60.0)):
@@ -276,6 +360,10 @@ def test_an_incomplete_model_is_told_from_a_whole_one(tiny: Path, tmp_path: Path
         find_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model-1.safetensors").write_bytes(b"1")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"1")
+    with pytest.raises(ReaderUnavailable, match="incomplete"):  # a pickle is no model
+        find_model(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"1")
     assert find_model(str(tmp_path)) == tmp_path
     for index in ({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}, {}, []):
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -289,8 +377,38 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         check_packages("mlx")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("config.json", {"model_file": "evil.py"}), ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.P"}})],
+)
+def test_a_folder_that_wants_to_run_code_is_refused(
+    file: str, content: dict[str, Any], tiny: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    held = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(held | content))
+    with pytest.raises(ReaderUnavailable, match="run code"):
+        find_model(str(tmp_path))
+
+
+def test_a_relative_folder_is_that_of_the_server(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny.parent)
+    assert find_model(tiny.name) == tiny.resolve()
+
+
+def test_a_process_that_cannot_be_started_is_a_reason(tiny: Path) -> None:
+    writer = LocalWriter("transformers", tiny, "tiny", python="/nowhere/python")
+    assert writer.wait_until_settled(10.0).state == "unavailable"
+    assert "could not be started" in str(writer.state().reason)
+    assert "nowhere" not in str(writer.state().reason)
+    assert "nowhere" in writer.load_detail
+    writer.close()
+
+
 def test_no_key_reaches_the_models_process(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("gemini_api_key", "sk-secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sk-secret")
     writer = ready("transformers", tiny)
     environ = Path(f"/proc/{process_of(writer)}/environ")
     held = environ.read_bytes() if environ.exists() else b"HF_HUB_OFFLINE=1"

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ import uvicorn
 from main import create_app
 from modules.answers import Analysis, Problem
 from modules.errors import ReaderUnavailable
+from modules.events import EVENT_RECORDS
 from modules.multimodal_reasoning import SecondReader
 from modules.pipeline import Pipeline
 from modules.quality import InputGate
@@ -228,6 +230,36 @@ def test_the_stream_is_described_in_the_openapi(pipeline: Pipeline) -> None:
     operation = create_app(Settings(_env_file=None), pipeline).openapi()["paths"]["/analyze/stream"]["post"]
     assert all(name in operation["description"] for name in ORDER)
     assert {"400", "413", "415", "422", "503"} <= set(operation["responses"])
+    schemas = create_app(Settings(_env_file=None), pipeline).openapi()["components"]["schemas"]
+    assert {record.__name__ for record in EVENT_RECORDS.values()} <= set(schemas)
+
+
+def test_a_client_of_the_whole_answer_that_leaves_stops_the_reader_too(pipeline: Pipeline, film_png: bytes) -> None:
+    reader = Hand(until_stopped)
+    with serving(pipeline, reader) as address:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/analyze", files={"image": film_png}, timeout=1.5, trust_env=False)
+        deadline = time.monotonic() + 5
+        while not (reader.tasks and reader.tasks[0].control.stopped):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_waiting_films_are_not_decoded_before_their_turn(
+    pipeline: Pipeline, film_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for name in ("open", "see"):
+        real = getattr(Pipeline, name)
+
+        def noted(*args: Any, _real: Any = real, _name: str = name, **kwargs: Any) -> Any:
+            order.append(_name)
+            return _real(*args, **kwargs)
+
+        monkeypatch.setattr(Pipeline, name, noted)
+    with serving(pipeline, max_concurrent_analyses=1) as address, ThreadPoolExecutor(4) as pool:
+        assert all(list(pool.map(lambda _: all_events(address, film_png), range(4))))
+    assert order == ["open", "see"] * 4
 
 
 def test_a_blank_film_of_any_size_streams_too(pipeline: Pipeline, film_png: bytes) -> None:

@@ -29,7 +29,18 @@ FORBIDDEN = {
     "app": HTTP | HEAVY | (OWN - {"dashboard", "modules"}),
     "launcher": HTTP | HEAVY | (OWN - {"modules"}) | {"streamlit"},
 }
-_LIGHT = ("answers", "curves", "errors", "events", "odds", "pathologies", "prevalence", "records", "settings", "weights")
+_LIGHT = (
+    "answers",
+    "curves",
+    "errors",
+    "events",
+    "odds",
+    "pathologies",
+    "prevalence",
+    "records",
+    "settings",
+    "weights",
+)
 VOCABULARY = frozenset(f"modules.{name}" for name in _LIGHT)
 
 

@@ -65,7 +65,8 @@ class Conversation:
         held = len(self._read)
         if held and film_png == self._film_png and messages[:held] == self._read and len(messages) == held + 1:
             reply = self._read[-1].text
-            tail = prompt[prompt.rindex(reply) + len(reply) :]
+            # its first place: a user may have typed the same words after it
+            tail = prompt[prompt.index(reply) + len(reply) :]
             return self._stack.feed(self._stack.tokenizer.encode(tail, add_special_tokens=False))
         return self._stack.start(prompt, film_png)
 

@@ -33,7 +33,7 @@ class MlxStack:
         import mlx.core as mx
         from mlx_vlm import load
 
-        model, processor = load(name)
+        model, processor = load(name, trust_remote_code=False)
         if dtype != "auto":
             model.set_dtype(getattr(mx, dtype))
         guards = ["image scale"] if set_image_scale(model) else []

@@ -40,6 +40,7 @@ class TransformersStack:
             has_bfloat16 = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
             dtype = "bfloat16" if has_bfloat16 else "float32"
         options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": device, "local_files_only": True}
+        options |= {"use_safetensors": True, "trust_remote_code": False}  # weights are data: no pickle, no code
         if quantization == "4bit":
             from transformers import BitsAndBytesConfig
 
@@ -47,7 +48,9 @@ class TransformersStack:
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
             )
         # the PIL image processor is the one that mlx-vlm uses; torchvision's differs by up to 0.008 a pixel
-        processor = AutoProcessor.from_pretrained(name, backend="pil", local_files_only=True)  # type: ignore[no-untyped-call]
+        processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            name, backend="pil", local_files_only=True, trust_remote_code=False
+        )
         model = AutoModelForImageTextToText.from_pretrained(name, **options)
         model.eval()  # type: ignore[no-untyped-call]
         weights = "4-bit weights, " if quantization == "4bit" else ""

@@ -8,7 +8,6 @@ import argparse
 import base64
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -30,7 +29,9 @@ def main() -> None:
     options = parser.parse_args()
     say = _protocol()
     inbox = _Inbox()
-    threading.Thread(target=inbox.listen, args=(sys.stdin,), daemon=True).start()
+    lines = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a library that asks a question must get no answer
+    threading.Thread(target=inbox.listen, args=(lines,), daemon=True).start()
     try:
         stack = _load(options)
     except Exception as exc:
