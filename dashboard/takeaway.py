@@ -47,8 +47,8 @@ def offer_downloads(session: Session, client: AssistantClient, case: Case, analy
             on_click="ignore",
         )
     plain(
-        "The CSV names the files as they were uploaded. JSON and PDF hold no file name, no header field and not the text "
-        "of the symptoms, but what was made of it: red flags, and a second reader's words."
+        "The CSV names the files as they were uploaded. JSON and PDF hold no file name, no header field and not the "
+        "text of the symptoms, but what was made of it: red flags, and a second reader's words."
     )
 
 
