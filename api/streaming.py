@@ -1,6 +1,7 @@
 """`POST /analyze/stream`: what is known of a film is sent at once, while the second reader still writes."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -94,9 +95,7 @@ class _Reading:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[ReaderWords | None] = asyncio.Queue()
         self._watch = Control()
-        read: Callable[[], tuple[Reading, ReaderInfo]] = lambda: pipeline.read(  # noqa: E731
-            seen, watch=self._watch, on_words=self._listener
-        )
+        read = functools.partial(pipeline.read, seen, watch=self._watch, on_words=self._listener)
         self._task = asyncio.create_task(anyio.to_thread.run_sync(read, limiter=readers))
         self._task.add_done_callback(self._end)
 

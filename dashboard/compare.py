@@ -5,9 +5,11 @@ import streamlit as st
 from dashboard import result, views
 from dashboard.client import AssistantClient
 from dashboard.elements import plain
-from dashboard.findings import ranked
+from dashboard.findings import number_columns, ranked, table_row
 from dashboard.session import Case, Session
 from dashboard.viewer import choose_first_detected
+
+COLUMNS = ("Finding", "Detected", "CNN", "Threshold", "Fused")  # what fits beside another film
 
 
 def show_comparison(session: Session, client: AssistantClient) -> None:
@@ -36,16 +38,10 @@ def _show_side(session: Session, client: AssistantClient, case: Case, key: str) 
     views.show_viewer(session, client, case, analysis, key)
     st.dataframe(
         [
-            {
-                "Finding": f.pathology,
-                "Detected": "detected" if f.detected else "–",
-                "CNN": f.cnn_probability,
-                "Threshold": f.operating_threshold,
-                "Fused": f.fused_probability,
-            }
-            for f in ranked(analysis.findings)
+            {name: value for name, value in table_row(finding).items() if name in COLUMNS}
+            for finding in ranked(analysis.findings)
         ],
-        column_config={n: st.column_config.NumberColumn(format="%.3f") for n in ("CNN", "Threshold", "Fused")},
+        column_config=number_columns(),
         hide_index=True,
         height="content",
         alt="Findings of this film",

@@ -176,7 +176,7 @@ def show_table(findings: tuple[Finding, ...]) -> None:
     """Show the same as a table, which a screen reader and the clipboard understand."""
     st.dataframe(
         [table_row(finding) for finding in ranked(findings)],
-        column_config={name: st.column_config.NumberColumn(format="%.3f") for name in ("CNN", "Threshold", "Fused")},
+        column_config=number_columns(),
         hide_index=True,
         height="content",
         alt="All findings of this film",
@@ -185,6 +185,11 @@ def show_table(findings: tuple[Finding, ...]) -> None:
         "Sorted by the distance from the threshold, insufficient data last. Rare findings have low probabilities and "
         "low thresholds: compare a probability with its own threshold, not with other findings."
     )
+
+
+def number_columns() -> dict[str, Any]:
+    """Return how the table's numbers are written: with two decimals, those of rare findings would look alike."""
+    return {name: st.column_config.NumberColumn(format="%.3f") for name in ("CNN", "Threshold", "Fused")}
 
 
 def table_row(finding: Finding) -> dict[str, str | float]:

@@ -1,5 +1,7 @@
 """What can be taken away: the JSON, a PDF of one film, a CSV of the worklist."""
 
+import base64
+import binascii
 from datetime import UTC, datetime
 
 import streamlit as st
@@ -67,9 +69,6 @@ def make_report(session: Session, client: AssistantClient, case: Case, analysis:
 
 def overlay_of(analysis: Analysis) -> bytes | None:
     """Return the server's overlay of the top finding, or None."""
-    import base64
-    import binascii
-
     if not analysis.heatmap_available:
         return None
     try:

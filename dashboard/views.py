@@ -84,12 +84,15 @@ def take_symptoms(session: Session) -> None:
 
 def keep_typed(session: Session) -> None:
     """Keep symptoms that arrive together with a click: a callback runs before the page reads its widgets."""
-    case = session.active
-    typed = st.session_state.get(symptoms_key(case))
-    if typed is not None and case:
-        case.symptoms = str(typed)
-    elif typed is not None:
-        session.draft_symptoms = str(typed)
+    if session.active:
+        session.active.symptoms = typed_about(session.active)
+    else:
+        session.draft_symptoms = str(st.session_state.get(symptoms_key(None), session.draft_symptoms))
+
+
+def typed_about(case: Case) -> str:
+    """Return the symptoms of a film as its text area holds them, or as they were when it was last open."""
+    return str(st.session_state.get(symptoms_key(case), case.symptoms))
 
 
 def symptoms_key(case: Case | None) -> str:
@@ -119,7 +122,7 @@ def offer_analysis(session: Session, client: AssistantClient) -> None:
 
 def ask(case: Case, client: AssistantClient, *, invert: bool = False, force: bool = False) -> None:
     """Have a film analysed with its symptoms as they stand now."""
-    case.symptoms = str(st.session_state.get(symptoms_key(case), case.symptoms))
+    case.symptoms = typed_about(case)
     st.session_state.pop(viewer.chooser_key(f"case_{case.number}"), None)  # it was chosen for the old answer
     case.ask(client, invert=invert, force=force)
 
@@ -127,7 +130,7 @@ def ask(case: Case, client: AssistantClient, *, invert: bool = False, force: boo
 def ask_for_all(cases: list[Case]) -> None:
     """Have films analysed one after the other."""
     for case in cases:
-        case.symptoms = str(st.session_state.get(symptoms_key(case), case.symptoms))
+        case.symptoms = typed_about(case)
         case.waiting = True
 
 
