@@ -6,13 +6,17 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # On Linux mlx-vlm has an environment of its own, for tests alone: it brings another build of OpenCV. On Apple Silicon it
 # is in requirements.txt; elsewhere it does not exist.
 MLX_READY := $(if $(filter Linux,$(shell uname -s)),.venv-mlx/.ready)
+WHEEL_VENV := .venv-wheel
+READ_SAMPLE := from modules.pipeline import Pipeline; from modules.settings import PROJECT_ROOT, Settings; \
+  pipeline = Pipeline.from_settings(Settings(medgemma_mode="dummy")); \
+  print(pipeline.analyze((PROJECT_ROOT / "assets" / "sample_xray.png").read_bytes(), "").risk_level)
 PACKAGES := main.py app.py launcher.py medgemma.py api modules dashboard evaluation training synthetic benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format benchmark sample medgemma check-medgemma clean
+.PHONY: help run test check format benchmark notebook sample medgemma check-medgemma wheel check-wheel clean
 
 help: ## show what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.ready ## start the API on port 8000 and the dashboard on port 8501
 	@exec $(BIN)/python launcher.py
@@ -32,6 +36,9 @@ format: $(VENV)/.ready-dev ## format the code
 benchmark: $(VENV)/.ready-dev ## measure speed and memory, as ratios
 	$(BIN)/python -m benchmarks.pipeline
 
+notebook: $(VENV)/.ready-notebook ## open the notebook in JupyterLab
+	$(BIN)/jupyter lab Med_Ai.ipynb
+
 sample: $(VENV)/.ready ## draw assets/sample_xray.png anew
 	$(BIN)/python -m synthetic --sample assets/sample_xray.png
 
@@ -41,8 +48,20 @@ medgemma: $(VENV)/.ready ## download MedGemma's weights for this machine (gigaby
 check-medgemma: $(VENV)/.ready ## load MedGemma, let it read the sample, and measure it
 	$(BIN)/python medgemma.py check
 
-clean: ## remove the environment and caches
-	rm -rf $(VENV) .venv-mlx .pytest_cache .mypy_cache .ruff_cache .hypothesis
+wheel: | $(BIN)/python ## build the source archive and the wheel into dist
+	$(PIP_INSTALL) build setuptools
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+check-wheel: wheel ## install the wheel into an environment of its own, and let it read its sample
+	rm -rf $(WHEEL_VENV)
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd $(WHEEL_VENV) && bin/python -P -m evaluation --help >/dev/null
+	cd $(WHEEL_VENV) && bin/python -P -c '$(READ_SAMPLE)'
+
+clean: ## remove the environments, what was built, and caches
+	rm -rf $(VENV) .venv-mlx $(WHEEL_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -56,6 +75,10 @@ $(VENV)/.ready: requirements.txt constraints.txt | $(BIN)/python
 
 $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
 	$(PIP_INSTALL) --requirement requirements-dev.txt
+	@touch $@
+
+$(VENV)/.ready-notebook: requirements-notebook.txt $(VENV)/.ready
+	$(PIP_INSTALL) --requirement requirements-notebook.txt
 	@touch $@
 
 .venv-mlx/.ready: requirements-mlx.txt | $(BIN)/python

@@ -1,4 +1,4 @@
-"""Start the API and the dashboard together, and stop them together: `python launcher.py`, or `make run`."""
+"""Start the API and the dashboard together, and stop them together: `make run`, or `cxr-assistant` once installed."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from types import FrameType
 import httpx
 from pydantic import ValidationError
 
-from modules.settings import PROJECT_ROOT, Settings
+from modules.settings import PROJECT_ROOT, SETTINGS_FOLDER, Settings
 
 DASHBOARD_HOST = "127.0.0.1"
 # A fresh machine compiles and loads the deep-learning packages from a cold disk first.
@@ -45,18 +45,20 @@ class Service:
     url: str
     probe_url: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    folder: Path = PROJECT_ROOT
+    folder: Path = SETTINGS_FOLDER
 
 
 def services(settings: Settings) -> tuple[Service, Service]:
     """Return the API and the dashboard as the settings want them."""
-    python = (sys.executable, "-m")
+    # -P: the folder of an installed package's user may hold a main.py or a `modules` of its own
+    python = (sys.executable, "-P", "-m")
     api_url = settings.model_copy(update={"backend_url": None}).api_url
     dashboard_url = f"http://{DASHBOARD_HOST}:{settings.dashboard_port}"
     api = Service(
         "API",
         (
-            *(*python, "uvicorn", "main:app", "--host", settings.backend_host, "--port", str(settings.backend_port)),
+            *(*python, "uvicorn", "--app-dir", str(PROJECT_ROOT), "main:app"),
+            *("--host", settings.backend_host, "--port", str(settings.backend_port)),
             # h11 bounds the headers of a request, which httptools does not; nothing here speaks WebSocket
             *("--http", "h11", "--ws", "none"),
         ),
@@ -69,7 +71,8 @@ def services(settings: Settings) -> tuple[Service, Service]:
     dashboard = Service(
         "Dashboard",
         (
-            *(*python, "streamlit", "run", "app.py"),
+            # beside it lies .streamlit/config.toml, which Streamlit then reads last, wherever it is started
+            *(*python, "streamlit", "run", str(PROJECT_ROOT / "app.py")),
             *("--server.address", DASHBOARD_HOST, "--server.port", str(settings.dashboard_port)),
             *("--server.maxUploadSize", str(settings.max_upload_mb)),
         ),
@@ -98,7 +101,7 @@ def check_ports(wanted: Sequence[Service]) -> None:
             other_port = service.port + 10 if service.port < 65_000 else service.port - 10
             raise LaunchError(
                 f"Port {service.port} on {service.host}, wanted by the {service.name}, {fault}. Stop what uses it, or "
-                f"set {service.port_setting} to another port: {service.port_setting}={other_port} make run"
+                f"set {service.port_setting} to another port, such as {service.port_setting}={other_port}."
             )
 
 
@@ -265,7 +268,7 @@ def main() -> int:
     except ValidationError as exc:
         for error in exc.errors(include_url=False, include_input=False, include_context=False):
             sys.stderr.write(f"{'.'.join(map(str, error['loc'])).upper()}: {error['msg']}\n")
-        sys.stderr.write("Correct this in the environment or in .env.\n")
+        sys.stderr.write(f"Correct this in the environment or in {(SETTINGS_FOLDER / '.env').resolve()}.\n")
         return 1
     launcher = Launcher(services(settings))
     install_handlers(launcher)

@@ -8,6 +8,9 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# `.env`, and folders that settings name relative to it, belong to a clone. An installed package has no such folder that
+# anyone would look into, so there it is the one in which a command is started: one place or the other, never both.
+SETTINGS_FOLDER = PROJECT_ROOT if (PROJECT_ROOT / ".env.example").is_file() else Path()
 MEBIBYTE = 1 << 20
 
 ReaderMode = Literal["local", "api", "openai", "dummy"]
@@ -27,10 +30,14 @@ class Colormap(StrEnum):
 
 
 class Settings(BaseSettings):
-    """Every setting of the project; unsafe or unknown values are refused when it is made."""
+    """Every setting of the project; unsafe or unknown values are refused when it is made.
+
+    The environment comes first, then one `.env`: a clone reads that of its own folder, wherever a command is started;
+    an installed wheel reads that of the folder in which the command is started.
+    """
 
     model_config = SettingsConfigDict(
-        env_file=PROJECT_ROOT / ".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+        env_file=SETTINGS_FOLDER / ".env", env_file_encoding="utf-8", extra="ignore", frozen=True
     )
 
     medgemma_mode: ReaderMode = Field("local", description="Second reader: local, api, openai or dummy.")

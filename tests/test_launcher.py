@@ -65,7 +65,7 @@ def test_a_taken_port_is_named_with_the_setting_that_moves_it(tmp_path: Path, ta
     assert run.run() == 1
     assert f"Port {taken_port}" in said[0]
     assert "already in use" in said[0]
-    assert "TWO_PORT" in said[0]
+    assert f"such as TWO_PORT={taken_port + 10 if taken_port < 65_000 else taken_port - 10}." in said[0]
     assert run._children == {}
 
 
@@ -203,13 +203,14 @@ def test_the_services_follow_the_settings() -> None:
         _env_file=None, backend_host="0.0.0.0", backend_port=9000, dashboard_port=9001, backend_url="http://example:1/"
     )
     api, dashboard = services(settings)
-    assert api.command[1:8] == ("-m", "uvicorn", "main:app", "--host", "0.0.0.0", "--port", "9000")
-    assert api.command[8:] == ("--http", "h11", "--ws", "none")
+    assert api.command[1:7] == ("-P", "-m", "uvicorn", "--app-dir", str(PROJECT_ROOT), "main:app")
+    assert api.command[7:11] == ("--host", "0.0.0.0", "--port", "9000")
+    assert api.command[11:] == ("--http", "h11", "--ws", "none")
     assert api.command[0] == dashboard.command[0] == sys.executable
     assert api.probe_url == "http://127.0.0.1:9000/health"
-    assert dashboard.command[1:5] == ("-m", "streamlit", "run", "app.py")
-    assert dashboard.command[5:9] == ("--server.address", "127.0.0.1", "--server.port", "9001")
-    assert dashboard.command[9:] == ("--server.maxUploadSize", "50")
+    assert dashboard.command[1:6] == ("-P", "-m", "streamlit", "run", str(PROJECT_ROOT / "app.py"))
+    assert dashboard.command[6:10] == ("--server.address", "127.0.0.1", "--server.port", "9001")
+    assert dashboard.command[10:] == ("--server.maxUploadSize", "50")
     assert dashboard.probe_url == "http://127.0.0.1:9001/_stcore/health"
     assert dashboard.environment == {"BACKEND_URL": "http://example:1"}
 
@@ -222,6 +223,7 @@ def test_a_wrong_setting_is_named_and_its_value_is_not_shown(
     said = capsys.readouterr().err
     assert "BACKEND_PORT" in said
     assert "secret-value" not in said
+    assert str(PROJECT_ROOT / ".env") in said
 
 
 class AlwaysFine(BaseHTTPRequestHandler):

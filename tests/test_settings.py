@@ -7,7 +7,7 @@ import pytest
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
-from modules.settings import MEBIBYTE, PROJECT_ROOT, Colormap, Settings
+from modules.settings import MEBIBYTE, PROJECT_ROOT, SETTINGS_FOLDER, Colormap, Settings
 
 EXAMPLE = PROJECT_ROOT / ".env.example"
 
@@ -151,6 +151,16 @@ def test_the_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("BACKEND_PORT", "9001")
     settings = Settings(_env_file=file)
     assert (settings.heatmap_colormap, settings.backend_port) == (Colormap.JET, 9001)
+
+
+def test_a_clone_reads_its_own_env_file_and_none_of_the_current_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("BACKEND_PORT=9000\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert SETTINGS_FOLDER == PROJECT_ROOT
+    assert Settings.model_config["env_file"] == PROJECT_ROOT / ".env"
+    assert Settings().backend_port != 9000
 
 
 def test_settings_cannot_be_changed_once_made() -> None:
