@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from modules.errors import ReaderUnavailable
 from modules.images import open_image
-from modules.reasoners import prompts
 from modules.reasoners.base import READY, Control, ReaderFilm
+from modules.reasoners.conversation import clinical_turn, film_turn
 from modules.reasoners.local import LocalWriter
 from modules.reasoners.local_model import engine_of, model_of
-from modules.reasoners.replies import ReplyError, ReplyLimits, clinical_schema, film_schema, parse_clinical, parse_film
-from modules.reasoners.turns import Generation, Message, Turn
+from modules.reasoners.replies import ReplyError, parse_clinical, parse_film
+from modules.reasoners.turns import Generation, Turn
 from modules.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
@@ -123,11 +123,10 @@ def check(settings: Settings) -> int:
 
 def _read_sample(writer: LocalWriter, settings: Settings) -> bool:
     film = ReaderFilm.of(open_image(SAMPLE.read_bytes()).decode())
-    limits, budget = ReplyLimits.within(settings.reader_max_tokens), settings.reader_max_tokens
-    messages: tuple[Message, ...] = (Message("system", prompts.SYSTEM), Message("user", prompts.film(None), True))
-    first = _timed(writer, Turn("film", messages, film_schema(limits, plain=True), budget), film)
-    messages += (Message("assistant", first.text), Message("user", prompts.clinical("Cough for three days.", None)))
-    second = _timed(writer, Turn("clinical", messages, clinical_schema(limits, plain=True), budget), film)
+    turn = film_turn(settings.reader_max_tokens, plain=writer.plain_schema)
+    first = _timed(writer, turn, film)
+    turn = clinical_turn(turn, first.text, "Cough for three days.", plain=writer.plain_schema)
+    second = _timed(writer, turn, film)
     try:
         said = parse_film(first.text)
         reply = parse_clinical(second.text)

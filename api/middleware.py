@@ -10,11 +10,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from modules.settings import MEBIBYTE
 
 logger = logging.getLogger("assistant.http")
 
 REQUEST_ID_HEADER = "X-Request-ID"
-FORM_OVERHEAD_BYTES = 1 << 20  # what a form may add to the film that it carries
+FORM_OVERHEAD_BYTES = MEBIBYTE  # what a form may add to the film that it carries
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_CONTENT_TYPE = 512  # characters
 _FOREIGN_CHARSET = re.compile(r"charset(?!\s*=\s*\"?utf-?8\b)")

@@ -8,33 +8,26 @@ import argparse
 import io
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, FloatRect, Locator, Page, sync_playwright
 
-from modules.settings import PROJECT_ROOT, Settings
+from benchmarks.servers import serving
 from synthetic.phantom import make_film
 
-HOST = "127.0.0.1"
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 CHROMIUM_FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 SCREEN = (1440, 900)
-START_LIMIT_S = 60.0
 ROUNDS = 10
 LOOK_MS = 1500.0  # a glance at the film before Analyze is pressed
 FILM_IMAGE = 'img[alt^="The radiograph"]'
@@ -52,93 +45,6 @@ document.addEventListener('load', (event) => {
     () => window.shown.push({source, milliseconds: performance.now() - touched})));
 }, true);
 """
-
-
-# ── The two processes ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Server:
-    """A process of ours that serves on a port; it can be killed, and started again on the same port."""
-
-    def __init__(self, command: tuple[str, ...], port: int, probe: str, **environment: str) -> None:
-        self.url = f"http://{HOST}:{port}"
-        self._command = (sys.executable, "-m", *command)
-        # What a .env or a shell of this machine says must not change what is measured.
-        ours = {name.upper() for name in Settings.model_fields}
-        self._environment = {k: v for k, v in os.environ.items() if k.upper() not in ours} | environment
-        self._probe = f"{self.url}{probe}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it; `wait` tells when it serves."""
-        self._process = subprocess.Popen(
-            self._command,
-            cwd=PROJECT_ROOT,
-            env=self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def wait(self) -> None:
-        """Wait until it answers."""
-        assert self._process is not None
-        deadline = time.monotonic() + START_LIMIT_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                if httpx.get(self._probe, timeout=2.0, trust_env=False).is_success:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        raise RuntimeError(f"no answer from {self._probe}")
-
-    def signal(self, number: int) -> None:
-        """Send a signal."""
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """End it at once, as a crash does."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
-def api_server(port: int) -> Server:
-    """Return an API with the `dummy` reader, not yet started."""
-    command = ("uvicorn", "main:app", "--host", HOST, "--port", str(port), "--http", "h11", "--ws", "none")
-    return Server(command, port, "/health", MEDGEMMA_MODE="dummy")
-
-
-def dashboard_server(port: int, api_url: str) -> Server:
-    """Return a dashboard that asks an API, not yet started."""
-    command = ("streamlit", "run", "app.py", "--server.address", HOST, "--server.port", str(port))
-    return Server(command, port, "/_stcore/health", BACKEND_URL=api_url)
-
-
-@contextmanager
-def serving() -> Iterator[tuple[Server, Server]]:
-    """Run an API and its dashboard."""
-    api = api_server(free_port())
-    dashboard = dashboard_server(free_port(), api.url)
-    try:
-        for server in (api, dashboard):
-            server.start()
-        for server in (api, dashboard):
-            server.wait()
-        yield api, dashboard
-    finally:
-        for server in (dashboard, api):
-            server.kill()
 
 
 # ── The page ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,13 +8,11 @@ import argparse
 import copy
 import json
 import platform
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from benchmarks.servers import api_server, free_port
 from modules import explainability
 from modules.cnn_model import CnnModel, preprocess
 from modules.images import open_image
@@ -34,7 +33,6 @@ from modules.settings import PROJECT_ROOT
 from modules.weights import load_weights
 
 SAMPLE = PROJECT_ROOT / "assets" / "sample_xray.png"
-START_LIMIT_S = 60.0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,16 +149,21 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _server(data: bytes, requests: int) -> dict[str, Any]:
     """Start the API as the README does; time its first health answer, and watch its memory over many films."""
-    start = time.perf_counter()
-    with _running_server() as (process, url), httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-        _wait_until_healthy(client, process)
+    server = api_server(free_port())
+    milliseconds, memory = [], {}
+    try:
+        start = time.perf_counter()
+        server.start()
+        server.wait()
         ready = time.perf_counter() - start
-        milliseconds, memory = [], {}
-        for number in range(1, requests + 1):
-            seconds = _seconds(lambda: client.post("/analyze", files={"image": ("film", data)}).raise_for_status())
-            milliseconds.append(1000 * seconds)
-            if number in (20, requests):
-                memory[number] = _resident_mib(process.pid)
+        with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+            for number in range(1, requests + 1):
+                seconds = _seconds(lambda: client.post("/analyze", files={"image": ("film", data)}).raise_for_status())
+                milliseconds.append(1000 * seconds)
+                if number in (20, requests):
+                    memory[number] = _resident_mib(server.pid)
+    finally:
+        server.kill()
     return {
         "first 200 from /health after seconds": round(ready, 2),
         "analyze p50 ms": round(statistics.median(milliseconds), 1),
@@ -168,31 +171,6 @@ def _server(data: bytes, requests: int) -> dict[str, Any]:
         "resident MiB after requests": memory,
         f"memory after {requests} / after 20": round(memory[requests] / memory[20], 4),
     }
-
-
-@contextmanager
-def _running_server() -> Any:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "main:app", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.perf_counter() + START_LIMIT_S
-    while time.perf_counter() < deadline and process.poll() is None:
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise SystemExit("The server did not start; start it by hand (uvicorn main:app) to see why.")
 
 
 def _resident_mib(pid: int) -> float:

@@ -11,27 +11,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
+from fastapi import FastAPI
 
+from benchmarks.servers import serving_here
 from main import create_app
 from modules.cnn_model import CnnModel
 from modules.errors import ReaderUnavailable
 from modules.multimodal_reasoning import SecondReader
 from modules.pipeline import Pipeline
 from modules.quality import InputGate
-from modules.reasoners import prompts
 from modules.reasoners.base import READY, Control, Reader, ReaderFilm, ReaderTask
+from modules.reasoners.conversation import clinical_turn, film_turn
 from modules.reasoners.dummy import DummyReader
 from modules.reasoners.local import LocalWriter
-from modules.reasoners.replies import ReplyError, ReplyLimits, clinical_schema, film_schema, parse_clinical, parse_film
-from modules.reasoners.turns import Generation, Message, Turn
+from modules.reasoners.replies import ReplyError, parse_clinical, parse_film
+from modules.reasoners.turns import Generation
 from modules.records import Reading
 from modules.settings import MIN_REPLY_TOKENS, PROJECT_ROOT, Settings
 from modules.weights import load_weights
@@ -92,12 +92,9 @@ def _stacks(films: int) -> dict[str, Any]:
 
 def _read(writer: LocalWriter, seed: int) -> tuple[Generation, Generation]:
     film = ReaderFilm(np.random.default_rng(seed).integers(0, 256, (64, 64), dtype=np.uint8))
-    limits = ReplyLimits.within(MIN_REPLY_TOKENS)
-    messages: tuple[Message, ...] = (Message("system", prompts.SYSTEM), Message("user", prompts.film(None), True))
-    turn = Turn("film", messages, film_schema(limits, plain=True), MIN_REPLY_TOKENS)
+    turn = film_turn(MIN_REPLY_TOKENS, plain=True)
     first = writer.write(turn, film, Control())
-    messages += (Message("assistant", first.text), Message("user", prompts.clinical(f"cough for {seed} days", None)))
-    turn = Turn("clinical", messages, clinical_schema(limits, plain=True), MIN_REPLY_TOKENS)
+    turn = clinical_turn(turn, first.text, f"cough for {seed} days", plain=True)
     return first, writer.write(turn, film, Control())
 
 
@@ -133,8 +130,8 @@ def _serving(film: bytes, rounds: int) -> dict[str, Any]:
     cnn = CnnModel(load_weights("embedded"))
     hanging = SecondReader("local", (Hanging(), DummyReader()), limit_s=HANG_LIMIT_S)
     with ExitStack() as stack:
-        plain = stack.enter_context(_server(cnn, SecondReader("dummy", (DummyReader(),))))
-        hung = stack.enter_context(_server(cnn, hanging))
+        plain = stack.enter_context(serving_here(_app(cnn, SecondReader("dummy", (DummyReader(),)))))
+        hung = stack.enter_context(serving_here(_app(cnn, hanging)))
         client = stack.enter_context(httpx.Client(timeout=60, trust_env=False))
         for _ in range(3):
             _analyze(client, plain, film)
@@ -167,21 +164,8 @@ def _timed_with_neighbour(client: httpx.Client, hung: str, plain: str, film: byt
     }
 
 
-@contextmanager
-def _server(cnn: CnnModel, reader: SecondReader) -> Iterator[str]:
-    pipeline = Pipeline(cnn, InputGate.load(), reader)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(Settings(_env_file=None), pipeline), port=0, log_level="critical", http="h11")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+def _app(cnn: CnnModel, reader: SecondReader) -> FastAPI:
+    return create_app(Settings(_env_file=None), Pipeline(cnn, InputGate.load(), reader))
 
 
 def _analyze(client: httpx.Client, url: str, film: bytes) -> float:

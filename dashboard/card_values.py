@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-NOT_MEASURED = "–"
+DASH = "–"  # in place of a figure
 LARGEST = 1e9  # a figure beyond is none that an evaluation writes
 Interval = tuple[float, float]
 
@@ -42,19 +42,19 @@ def text_at(source: Any, *path: str) -> str:
 def shown(value: float | None, interval: Interval | None = None, digits: int = 3) -> str:
     """Return a figure with its interval where it has one; a dash for what was not measured."""
     if value is None:
-        return NOT_MEASURED
+        return DASH
     inside = "" if interval is None else f" ({interval[0]:.{digits}f}–{interval[1]:.{digits}f})"
     return f"{value:.{digits}f}{inside}"
 
 
 def counted(value: float | None) -> str:
     """Return a count; a dash for what was not counted."""
-    return NOT_MEASURED if value is None else f"{value:,.0f}"
+    return DASH if value is None else f"{value:,.0f}"
 
 
 def percent(value: float | None, interval: Interval | None = None) -> str:
     """Return a share in per cent with its interval where it has one."""
     if value is None:
-        return NOT_MEASURED
+        return DASH
     inside = "" if interval is None else f" ({interval[0]:.0%}–{interval[1]:.0%})"
     return f"{value:.0%}{inside}"

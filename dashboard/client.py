@@ -9,7 +9,7 @@ import httpx
 import httpx_sse
 from pydantic import BaseModel, ValidationError
 
-from modules.answers import Analysis, Health, Problem
+from modules.answers import Health, Problem
 from modules.curves import Curves
 from modules.events import EVENT_RECORDS, Event, EventName
 from modules.records import HeatmapChoice
@@ -54,21 +54,6 @@ class AssistantClient:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
         self._transport = transport
-
-    def analyze(
-        self,
-        name: str,
-        data: bytes,
-        symptoms: str,
-        *,
-        heatmaps: HeatmapChoice = "top",
-        invert: bool = False,
-        force: bool = False,
-    ) -> Analysis:
-        """Send a film and the symptoms through the whole pipeline; of `name` only the type of file is used."""
-        fields = {"symptoms": symptoms, "heatmaps": heatmaps, "invert": _flag(invert), "force": _flag(force)}
-        response = self._send("POST", "/analyze", self._timeout_s, image=(name, data), fields=fields)
-        return self._record(response, Analysis)
 
     def stream(
         self,

@@ -180,13 +180,10 @@ def table(colormap: Colormap) -> Bytes:
 
 
 def _cells(heatmap: Heatmap) -> npt.NDArray[np.float64]:
-    """Return the grid (h, w); the schema lets ragged rows and numbers that are none pass."""
+    """Return the grid (h, w); the schema lets ragged rows pass."""
     if len({len(row) for row in heatmap.grid}) != 1 or not heatmap.grid[0]:
         raise ValueError("The heat map that the server sent has no rectangular grid.")
-    cells = np.array(heatmap.grid, np.float64)
-    if not np.isfinite(cells).all():
-        raise ValueError("The heat map that the server sent holds values that are no numbers.")
-    return cells
+    return np.array(heatmap.grid, np.float64)
 
 
 def _own_maximum(heatmap: Heatmap) -> float:
@@ -198,7 +195,7 @@ def _full_scale(heatmap: Heatmap, view: View) -> float:
     """Return the log-odds per cell that get the full colour; 0 for a relative view of a map with nothing to stretch."""
     if view.relative:
         return _own_maximum(heatmap)
-    if not (math.isfinite(heatmap.full_scale) and heatmap.full_scale > 0.0):
+    if heatmap.full_scale <= 0.0:
         raise ValueError("The heat map that the server sent has no scale.")
     return heatmap.full_scale
 
@@ -307,7 +304,7 @@ def _span(start: float, length: float, side: int) -> tuple[int, int] | None:
 def _draw_peak(picture: Image.Image, peak: Peak, x_shrink: float, y_shrink: float) -> None:
     """Draw a ring with four hairs around a peak on the film, its inside left free to be read."""
     x, y = peak.x * x_shrink, peak.y * y_shrink
-    if not (0.0 <= x <= picture.width and 0.0 <= y <= picture.height):  # false for what is no number, too
+    if not (0.0 <= x <= picture.width and 0.0 <= y <= picture.height):
         return
     column, row = min(picture.width - 1, int(x)), min(picture.height - 1, int(y))
     line = _line_width(picture)

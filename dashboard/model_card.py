@@ -17,6 +17,7 @@ from dashboard.client import AssistantClient, ClientError
 from dashboard.curve_charts import reliability_chart, roc_chart
 from dashboard.elements import bullets, plain
 from dashboard.failures import show_failure
+from dashboard.wording import NOT_MEASURED
 from modules.curves import Curves, PathologyCurves
 from modules.pathologies import NAMES
 from modules.weights import MIN_POSITIVE_PATIENTS, CardOutput, WeightsCard
@@ -25,7 +26,6 @@ NO_CURVES = (
     "There are no curves of these weights. `python -m evaluation` measures them and writes `curves.json`, which "
     "belongs into the folder of the weights."
 )
-UNMEASURED = "not measured"
 
 
 def show_model_card(client: AssistantClient) -> None:
@@ -66,7 +66,7 @@ def show_summary(card: WeightsCard) -> None:
     )
     with st.container(horizontal=True):
         for label, value in figures:
-            st.metric(label, value if any(map(str.isdigit, value)) else UNMEASURED, border=True, width="content")
+            st.metric(label, value if any(map(str.isdigit, value)) else NOT_MEASURED, border=True, width="content")
     averaged = at(found, "pathologies_in_mean")
     left_out = [name for name in NAMES if isinstance(averaged, list | tuple) and name not in averaged]
     st.caption(
@@ -122,7 +122,7 @@ def measurement_facts(card: WeightsCard) -> Iterator[tuple[str, str]]:
     if text_at(bootstrap, "interval"):
         yield (
             "Intervals of the test figures",
-            f"{text_at(bootstrap, 'interval')}; bootstrap by {text_at(bootstrap, 'unit') or UNMEASURED}, "
+            f"{text_at(bootstrap, 'interval')}; bootstrap by {text_at(bootstrap, 'unit') or NOT_MEASURED}, "
             f"{counted(number_at(bootstrap, 'replicates'))} replicates",
         )
 
@@ -131,7 +131,7 @@ def cohort_words(block: object, counts: object) -> str:
     """Say how many films of how many patients were measured, and how."""
     films, patients = number_at(counts, "films"), number_at(counts, "patients")
     if films is None:
-        return UNMEASURED
+        return NOT_MEASURED
     how = text_at(block, "how")
     of = "" if patients is None else f" of {counted(patients)} patients"
     return f"{counted(films)} films{of}{f': {how}' if how else ''}"

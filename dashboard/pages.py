@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from dashboard import about as about_page
 from dashboard import model_card as model_card_page
-from dashboard import views
+from dashboard import progress, views
 from dashboard.client import AssistantClient
 from dashboard.compare import show_comparison
 from dashboard.elements import plain
@@ -61,26 +61,33 @@ def reading_room() -> None:
         views.take_films(session, settings)
         views.take_symptoms(session)
         views.offer_analysis(session, client)
+        views.offer_removal(session)
         views.show_worklist(session, client)
     views.show_case(session, client)
 
 
 def compare() -> None:
     """Show two films of this visit side by side."""
-    settings = load_settings()
-    show_comparison(current_session(), AssistantClient(settings.api_url, settings.dashboard_timeout_s))
+    show_comparison(current_session(), _client_beside_the_queue())
 
 
 def model_card() -> None:
     """Show what is known of the network."""
-    settings = load_settings()
-    model_card_page.show_model_card(AssistantClient(settings.api_url, settings.dashboard_timeout_s))
+    model_card_page.show_model_card(_client_beside_the_queue())
 
 
 def about() -> None:
     """Show what this is for, and its limits."""
-    settings = load_settings()
-    about_page.show_about(AssistantClient(settings.api_url, settings.dashboard_timeout_s))
+    about_page.show_about(_client_beside_the_queue())
+
+
+def _client_beside_the_queue() -> AssistantClient:
+    """Return a client for a page other than the reading room, while the films that wait are still read in turn."""
+    settings, session = load_settings(), current_session()
+    client = AssistantClient(settings.api_url, settings.dashboard_timeout_s)
+    if session.busy:
+        progress.keep_going(session, client)
+    return client
 
 
 def load_settings() -> Settings:

@@ -26,6 +26,7 @@ from reportlab.pdfbase import pdfmetrics  # type: ignore[import-untyped]
 from reportlab.pdfbase.ttfonts import TTFont  # type: ignore[import-untyped]
 from reportlab.platypus import Image, Paragraph, SimpleDocTemplate, Spacer, Table  # type: ignore[import-untyped]
 
+from dashboard import wording
 from dashboard.findings import STATUS_WORDS, ranked
 from modules.answers import Analysis
 from modules.records import DISCLAIMER, Finding, RiskLevel
@@ -33,8 +34,6 @@ from modules.records import DISCLAIMER, Finding, RiskLevel
 TITLE = "Chest radiograph: analysis report"
 BANNER = "Research and education only. Not a medical device."
 SHORTENED = "… (shortened; see the JSON)"
-NOT_MEASURED = "not measured"
-NO_REVIEW = "No special reason. A professional must read the film in any case."
 
 MARGIN = 36.0  # points
 TOP, BOTTOM = 44.0, 34.0
@@ -267,7 +266,7 @@ def _risk(sheet: Sheet, analysis: Analysis, symptoms_given: bool) -> Any:
     mark, background = LEVEL_COLOURS[analysis.risk_level]
     review = "Review needed" if analysis.needs_review else "Review"
     symptoms = "Symptoms were given; their text is not printed." if symptoms_given else "No symptoms were given."
-    texts = analysis.risk_factors or ("No factor was given.",), analysis.review_reasons or (NO_REVIEW,)
+    texts = analysis.risk_factors or (wording.NO_FACTOR,), analysis.review_reasons or (wording.NO_REVIEW,)
     factors, reasons = map(sheet.bullets, texts)
     # A row cannot be broken: lists too long for one go on overleaf, a pair of lines a row.
     brief = all(len(lines) <= MAX_LINES / 2 and sum(map(len, lines)) <= 2 * MAX_LINE for lines in texts)
@@ -332,7 +331,7 @@ def _reader(sheet: Sheet, analysis: Analysis) -> Iterator[Any]:
         yield sheet.words(f"{start}: {why}", sheet.body, 240)
     yield sheet.words(f"Film sent to: {reader.film_sent_to}", sheet.body, 400)
     confidence = reader.token_confidence
-    measured = f"{confidence:.2f} (how decided, not how often right)" if confidence is not None else NOT_MEASURED
+    measured = wording.NOT_MEASURED if confidence is None else f"{confidence:.2f} (how decided, not how often right)"
     yield sheet.words(f"Confidence: {measured}", sheet.body)
 
 
@@ -356,23 +355,21 @@ def _findings(sheet: Sheet, findings: tuple[Finding, ...], plan: Plan) -> Any:
 
 def _contradictions(sheet: Sheet, analysis: Analysis) -> Iterator[Any]:
     if not analysis.reader.independent:
-        yield sheet.words("There was no second reader to differ from.", sheet.body)
+        yield sheet.words(wording.NO_SECOND_READER, sheet.body)
     elif not analysis.contradictions:
-        yield sheet.words("No contradiction was found.", sheet.body)
-    yield from sheet.bullets(
-        [f"{c.pathology}: {c.note} (CNN probability {c.cnn_probability:.3f})" for c in analysis.contradictions]
-    )
+        yield sheet.words(wording.NO_CONTRADICTION, sheet.body)
+    yield from sheet.bullets(wording.contradiction_lines(analysis))
 
 
 def _reasoning(sheet: Sheet, analysis: Analysis, plan: Plan) -> Iterator[Any]:
     if not analysis.reader.independent:
         yield sheet.words("Written from a template, not by a model: it is no second opinion.", sheet.small)
     if analysis.reader.saw_cnn:
-        yield sheet.words("It was shown the CNN's numbers: it is no second opinion and moved no number.", sheet.small)
+        yield sheet.words(wording.SAW_CNN, sheet.small)
     if analysis.reader.flags:
-        yield sheet.words("Do not rely on this text. It seems to break rules that the reader was given:", sheet.bold)
+        yield sheet.words(wording.FLAGGED, sheet.bold)
         yield from sheet.bullets(analysis.reader.flags)
-    yield sheet.words(analysis.clinical_reasoning or "Nothing was written.", sheet.body, plan.reasoning, SHORTENED)
+    yield sheet.words(analysis.clinical_reasoning or wording.NOTHING_WRITTEN, sheet.body, plan.reasoning, SHORTENED)
 
 
 def _quality(analysis: Analysis) -> Iterator[str]:
@@ -383,14 +380,13 @@ def _quality(analysis: Analysis) -> Iterator[str]:
 
 
 def _provenance(sheet: Sheet, analysis: Analysis, date: str) -> Any:
-    model, reader, image = analysis.model, analysis.reader, analysis.image
+    model = analysis.model
     entries = {
-        "CNN": f"{model.architecture}, {'calibrated' if model.calibrated else 'not calibrated'}",
+        "CNN": wording.network_words(model),
         "Weights": f"{model.weights}, SHA-256 {model.sha256[:12]}",
         "Engine, device": f"{model.engine}, {model.device}",
-        "Questions": f"version {reader.prompt}" if reader.prompt else "none were asked",
-        "Film": f"{image.width} × {image.height} pixels"
-        + (", greyscale inverted by request" if analysis.quality.inverted_by_request else ""),
+        "Questions": wording.question_words(analysis.reader),
+        "Film": wording.size_words(analysis),
         "Input gate": f"score {analysis.quality.gate_score:.2f}",
         "Request": analysis.request_id,
         "Report made": date,

@@ -2,12 +2,12 @@
 
 import streamlit as st
 
+from dashboard import wording
 from dashboard.elements import bullets, plain, show_lines
 from dashboard.findings import STATUS_WORDS
 from modules.answers import Analysis
 from modules.records import Finding
 
-NOT_MEASURED = "not measured"
 HOW_DECIDED = (
     "How decided the models are, from 0 to 1, not how often they are right: high on any film with low probabilities, "
     "also when disease is missed."
@@ -40,10 +40,10 @@ def show_reasons(analysis: Analysis) -> None:
     factors, review = st.columns(2, gap="medium")
     with factors:
         st.subheader("What drives it")
-        bullets(analysis.risk_factors or ("No factor was given.",))
+        bullets(analysis.risk_factors or (wording.NO_FACTOR,))
     with review:
         st.subheader("Review needed" if analysis.needs_review else "Review")
-        bullets(analysis.review_reasons or ("No special reason. A professional must read the film in any case.",))
+        bullets(analysis.review_reasons or (wording.NO_REVIEW,))
     show_lines("Quality of the film", tuple(warning.message for warning in analysis.quality.warnings))
 
 
@@ -54,7 +54,7 @@ def show_confidence(analysis: Analysis) -> None:
     cnn.metric("CNN confidence", f"{analysis.confidence_scores.cnn:.2f}", border=True, help=HOW_DECIDED)
     llm.metric(
         "LLM confidence",
-        f"{analysis.confidence_scores.llm:.2f}" if measured else NOT_MEASURED,
+        f"{analysis.confidence_scores.llm:.2f}" if measured else wording.NOT_MEASURED,
         border=True,
         help=HOW_DECIDED,
     )
@@ -71,11 +71,11 @@ def show_reader(analysis: Analysis) -> None:
         if not analysis.reader.independent:
             st.caption("Written from a template, not by a model: it is no second opinion and moved no number.")
         if analysis.reader.saw_cnn:
-            st.caption("It was shown the CNN's numbers: it is no second opinion and moved no number.")
+            st.caption(wording.SAW_CNN)
         if analysis.reader.flags:
-            st.warning("Do not rely on this text. It seems to break rules that the reader was given:")
+            st.warning(wording.FLAGGED)
             bullets(analysis.reader.flags)
-        plain(analysis.clinical_reasoning or "Nothing was written.")
+        plain(analysis.clinical_reasoning or wording.NOTHING_WRITTEN)
         if analysis.recommendation:
             plain(f"Recommendation: {analysis.recommendation}")
     with differential:
@@ -112,12 +112,10 @@ def show_contradictions(analysis: Analysis) -> None:
     """Show where the two readers differ."""
     st.subheader("Where the readers differ")
     if not analysis.reader.independent:
-        plain("There was no second reader to differ from.")
+        plain(wording.NO_SECOND_READER)
     elif not analysis.contradictions:
-        plain("No contradiction was found.")
-    bullets(
-        tuple(f"{c.pathology}: {c.note} (CNN probability {c.cnn_probability:.3f})" for c in analysis.contradictions)
-    )
+        plain(wording.NO_CONTRADICTION)
+    bullets(wording.contradiction_lines(analysis))
     if analysis.agreement is not None:
         plain(f"Agreement on what the reader states clearly: {analysis.agreement:.0%}")
 
@@ -126,8 +124,9 @@ def show_provenance(analysis: Analysis) -> None:
     """Show what ran, where the film went and how long each stage took."""
     st.subheader("What ran")
     model, reader, quality = analysis.model, analysis.reader, analysis.quality
+    stages = ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in analysis.timings_ms.items())
     entries = {
-        "CNN": f"{model.architecture}, {'calibrated' if model.calibrated else 'not calibrated'}",
+        "CNN": wording.network_words(model),
         "Weights": f"{model.weights}, SHA-256 {model.sha256[:12]}…",
         "Engine, device": f"{model.engine}, {model.device}",
         "Reader asked for": reader.mode_requested,
@@ -136,14 +135,13 @@ def show_provenance(analysis: Analysis) -> None:
         "Fallback": reader.fallback_reason or "none",
         "Film sent to": reader.film_sent_to,
         "Reply understood as": REPLY_FORMS[reader.form],
-        "Questions": f"version {reader.prompt}" if reader.prompt else "none were asked",
+        "Questions": wording.question_words(reader),
         "Reader took": f"{reader.seconds:.1f} s",
-        "Film": f"{analysis.image.width} × {analysis.image.height} pixels"
-        + (", greyscale inverted by request" if quality.inverted_by_request else ""),
+        "Film": wording.size_words(analysis),
         "View": quality.view_position or "not stated",
         "Age": {None: "not stated", True: "under 18", False: "18 or over"}[quality.under_18],
         "Input gate": f"{quality.gate_score:.2f}{', overridden' if quality.forced else ''}. {quality.reason}",
-        "Stages": ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in analysis.timings_ms.items()) or NOT_MEASURED,
+        "Stages": stages or wording.NOT_MEASURED,
         "Request": analysis.request_id,
     }
     width = max(map(len, entries))

@@ -184,6 +184,11 @@ class Session:
         if self.active is case:
             self.active = self.cases[-1] if self.cases else None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a film is being read, or waits for its turn."""
+        return any(case.state in ("running", "waiting") for case in self.cases)
+
     def advance(self, client: AssistantClient) -> None:
         """Start the next film that waits, when none runs: the server reads few at a time."""
         if any(case.state == "running" for case in self.cases):

@@ -120,6 +120,13 @@ def offer_analysis(session: Session, client: AssistantClient) -> None:
         )
 
 
+def offer_removal(session: Session) -> None:
+    """Let the user take out the open film where the uploader cannot: the sample, and what it forgot with its page."""
+    case = session.active
+    if case is not None and case.film.id not in session.in_uploader:
+        st.button(f"Remove film {case.number}", key="remove", width="stretch", on_click=session.drop, args=(case,))
+
+
 def ask(case: Case, client: AssistantClient, *, invert: bool = False, force: bool = False) -> None:
     """Have a film analysed with its symptoms as they stand now."""
     case.symptoms = typed_about(case)
@@ -139,7 +146,7 @@ def show_worklist(session: Session, client: AssistantClient) -> None:
     if len(session.cases) < 2:
         return
     st.subheader("Worklist")
-    if any(c.state in ("running", "waiting") for c in session.cases):
+    if session.busy:
         progress.keep_going(session, client)
     entries = session.entries()
     rows = [

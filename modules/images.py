@@ -29,8 +29,8 @@ from modules.errors import (
 )
 from modules.greyscale import render
 from modules.records import FloatArray, ImageHeader, Radiograph
+from modules.settings import MEBIBYTE
 
-MEBIBYTE = 1 << 20
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 MAX_SIDE = 20_000  # pixels; resizing takes memory by the side, and no detector has as many

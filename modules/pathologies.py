@@ -1,20 +1,20 @@
 """The 14 pathologies of ChestX-ray14 (Wang et al., CVPR 2017): the project's domain vocabulary, in one place."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 
 
-class Criticality(Enum):
-    """How soon a reported finding needs action.
+class Criticality(IntEnum):
+    """How soon a reported finding needs action; the sooner, the larger.
 
     The three tiers follow the actionable-findings categories of the American College of Radiology
     (Larson et al., J Am Coll Radiol 2014): minutes, hours, days. Which pathology stands in which tier is
     chosen for this project, not fitted.
     """
 
-    IMMEDIATE = "immediate"
-    PROMPT = "prompt"
-    ROUTINE = "routine"
+    IMMEDIATE = 3
+    PROMPT = 2
+    ROUTINE = 1
 
 
 @dataclass(frozen=True)

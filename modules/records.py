@@ -28,9 +28,9 @@ RiskLevel = Literal["Low", "Moderate", "High"]
 ReplyForm = Literal["schema", "repaired", "prose"]
 HeatmapChoice = Literal["top", "all", "none"]
 
-# Arithmetic is never rounded; JSON is, to the sixth decimal.
+# Arithmetic is never rounded; JSON is, to the sixth decimal. It knows neither infinity nor NaN.
 Rounded = PlainSerializer(lambda value: round(value, 6), return_type=float, when_used="json")
-Number = Annotated[float, Rounded]
+Number = Annotated[float, Field(allow_inf_nan=False), Rounded]
 Probability = Annotated[float, Field(ge=0.0, le=1.0), Rounded]
 
 

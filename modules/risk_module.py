@@ -14,7 +14,6 @@ UNCOUNTED_SENTENCE = "No counted finding above its threshold; this does not excl
 # An uncounted finding that would need action within minutes asks for review from this margin on, in log-odds.
 UNCOUNTED_MARGIN = 1.0
 
-_URGENCY = (Criticality.IMMEDIATE, Criticality.PROMPT, Criticality.ROUTINE)
 _ACTION = {
     Criticality.IMMEDIATE: "if real, action within minutes",
     Criticality.PROMPT: "if real, action within hours",
@@ -31,7 +30,7 @@ def assess(fusion: Fusion, uncertainty: Uncertainty, quality: Quality, symptoms:
     present.
     """
     counts = {f.pathology: _by_cnn(f) or (_by_reader(f) and fusion.reader_is_evidence) for f in fusion.findings}
-    order = sorted(fusion.findings, key=lambda f: _URGENCY.index(criticality(f.pathology)))
+    order = sorted(fusion.findings, key=lambda f: criticality(f.pathology), reverse=True)
     counted = [f for f in order if counts[f.pathology]]
     uncounted = tuple(f for f in fusion.findings if f.detected and not counts[f.pathology])
     flags = red_flags(symptoms)

@@ -2,11 +2,14 @@
 
 Negation follows the idea of NegEx (Chapman et al., J Biomed Inform 2001): a cue negates what comes after it in the same
 clause, until a word that ends its scope; a few cues negate what comes before them. Where a sentence can be read both
-ways the symptom counts: a flag too many costs a look, a flag too few may cost more.
+ways the symptom counts: a flag too many costs a look, a flag too few may cost more. That is why `modules/mentions.py`
+cannot serve here: in a report "no effusion, pneumothorax" denies both, from a patient "no fever, chest pain" does not.
 """
 
 import re
 import unicodedata
+
+# ── What names a flag ────────────────────────────────────────────────────────────────────────────────────────────────
 
 # Each flag with the words that name it. Chosen, not fitted; a flag asks for attention and diagnoses nothing.
 _FLAGS: tuple[tuple[str, str], ...] = (
@@ -64,6 +67,8 @@ IMMEDIATE_FLAGS = frozenset({"low oxygen", "low blood pressure or shock"})
 SLOW_FLAGS = frozenset({"weight loss"})
 _FLAG_PATTERNS = tuple((name, re.compile(rf"\b(?:{words})", re.IGNORECASE)) for name, words in _FLAGS)
 
+# ── Oxygen saturation ────────────────────────────────────────────────────────────────────────────────────────────────
+
 LOW_SATURATION = 92  # per cent; below it, oxygen is commonly prescribed (BTS guideline for oxygen use, 2017: 94-98 %)
 _PLAUSIBLE_SATURATION = 30  # per cent; a smaller number is the oxygen that is given, or something else
 _OXYGEN_SATURATION = re.compile(
@@ -73,6 +78,8 @@ _OXYGEN_SATURATION = re.compile(
     r"(\d{2,3})(?!\d| ?(?:l|lpm|lit(?:re|er)s?)\b)(?:\.\d+)?(?: ?%? ?(?:to|->?) ?(\d{2,3}))?",
     re.IGNORECASE,
 )
+
+# ── Negation ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _CLAUSE_ENDS = re.compile(
     r"[;!\n•]|\.(?!\d)|\?(?! ?(?:no|none|nil|yes)\b)"
@@ -84,9 +91,9 @@ _CLAUSE_ENDS = re.compile(
     r"|with|positive for|experienc\w+|endorses|admits|feels?|felt|gets?|getting|i'm|i've|he's|she's)\b",
     re.IGNORECASE,
 )
-# "Denies fever, cough, chest pain" denies all three …
+# "Denies fever, cough, chest pain" denies all three.
 _NEGATES_LIST = re.compile(r"\b(?:den(?:y|ies|ied|ying)|negative for|free of|absence of|nor|neither)\b", re.IGNORECASE)
-# … but "no fever, chest pain" affirms the pain, unless an "or" makes a list of it: "no fever, cough or chest pain".
+# "No fever, chest pain" affirms the pain, unless an "or" makes a list of it: "no fever, cough or chest pain".
 _NEGATES_NEXT = re.compile(
     r"\b(?:no|not|without|never|(?:does|do|did|is|are|was|were|has|have|had)n'?t|lack of|lacks|nil|ruled out)\b",
     re.IGNORECASE,
@@ -129,6 +136,9 @@ _PSEUDO_NEGATIONS = re.compile(
 _WRAPPED_LINE = re.compile(r"(,|\b(?:and|any|chest|denies|in|no|of|or|short|shortness|the))\n(?=[a-z])")
 
 
+# ── From text to flags ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def red_flags(text: str) -> tuple[str, ...]:
     """Return the red flags that the text affirms, each once, in the order of this file."""
     text = _tidied(text)
@@ -156,13 +166,13 @@ def _negated(before: str, after: str) -> bool:
     """Say whether a symptom is negated, by what stands before and after it in its clause."""
     if _AFFIRMED_AFTER.match(after):
         return False
-    last_item = before.rpartition(",")
-    if last_item[1] and _WITH_ONSET.match(after) and not _LAST_OF_LIST.search(before):
-        return any(cue.search(last_item[2]) for cue in (_NEGATES_LIST, _NEGATES_NEXT))
+    _, comma, item = before.rpartition(",")
+    if comma and _WITH_ONSET.match(after) and not _LAST_OF_LIST.search(before):
+        return any(cue.search(item) for cue in (_NEGATES_LIST, _NEGATES_NEXT))  # none before the comma reaches it
     if _NEGATED_AFTER.match(after) or _NEGATES_LIST.search(before):
         return True
-    cues = [cue.end() for cue in _NEGATES_NEXT.finditer(before)]
-    if not cues:
+    ends = [cue.end() for cue in _NEGATES_NEXT.finditer(before)]
+    if not ends:
         return False
-    scope = before[cues[-1] :]  # of the nearest cue: "no fever, no chest pain"
+    scope = before[ends[-1] :]  # of the nearest cue: "no fever, no chest pain"
     return not _LIST_ENDS.search(scope) or bool(_LAST_OF_LIST.search(scope) or _LIST_GOES_ON.match(after))

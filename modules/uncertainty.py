@@ -12,7 +12,7 @@ SILENCE_PENALTY = 0.05
 # check, with every film rated High, ask for review on at most a third of normal validation films (see the card).
 BORDERLINE_LOG_ODDS = 0.05
 
-_URGENCY = np.array([{"immediate": 3, "prompt": 2, "routine": 1}[p.criticality.value] for p in PATHOLOGIES])
+_URGENCY = np.array([p.criticality for p in PATHOLOGIES])  # 0 is left for a film without a finding
 
 
 def assess(prediction: CnnPrediction, reading: Reading, fusion: Fusion, quality: Quality) -> Uncertainty:

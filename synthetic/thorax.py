@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synthetic.anatomy import CAGE_HALF_WIDTH, Anatomy
+from synthetic.anatomy import Anatomy
 from synthetic.bones import bone_chord
 from synthetic.geometry import FloatArray, Grid, chord, fractal_noise, union
 from synthetic.organs import (
@@ -32,10 +32,6 @@ class Thorax:
     bone: FloatArray  # cortical bone
     airway: FloatArray  # air of trachea and bronchi
     gas: FloatArray  # air in stomach and bowel
-
-    def cage_half_width(self) -> FloatArray:
-        """Half-width (H, 1) of the inside of the rib cage, cm."""
-        return self.grid.profile(CAGE_HALF_WIDTH)
 
 
 def build_thorax(grid: Grid, a: Anatomy, rng: np.random.Generator) -> Thorax:

@@ -1,10 +1,11 @@
-"""What several test files share: one loaded pipeline, clients of the API, and a film that is no patient's."""
+"""What several test files share: a pipeline, clients of the API, a dashboard page, a film that is no patient's."""
 
+import functools
 import io
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,11 @@ from starlette.testclient import TestClient
 from main import create_app
 from modules.pipeline import Pipeline
 from modules.settings import Settings
+
+if TYPE_CHECKING:
+    from streamlit.testing.v1 import AppTest
+
+    from tests.fake_server import FakeServer
 
 FILM_SIDE = 256  # pixels; the network's input is smaller
 
@@ -81,3 +87,31 @@ def client(pipeline: Pipeline) -> Iterator[TestClient]:
     """An application with the default settings, shared by all tests that change nothing."""
     with TestClient(create_app(Settings(_env_file=None), pipeline), follow_redirects=False) as started:
         yield started
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "FakeServer":
+    """The server as the dashboard's page sees it: scripted, and without a sample."""
+    import httpx
+
+    from dashboard import views
+    from dashboard.client import AssistantClient
+    from tests.fake_server import URL, FakeServer
+
+    fake = FakeServer()
+    monkeypatch.setenv("BACKEND_URL", URL)
+    monkeypatch.setenv("MAX_UPLOAD_MB", "50")
+    monkeypatch.setattr(views, "SAMPLE_PATH", tmp_path / "sample_xray.png")
+    scripted = functools.partial(AssistantClient, transport=httpx.MockTransport(fake))
+    monkeypatch.setattr("dashboard.pages.AssistantClient", scripted)
+    return fake
+
+
+@pytest.fixture
+def page(server: "FakeServer") -> Iterator["AppTest"]:
+    """The dashboard's first page, for a user who has done nothing yet."""
+    from tests.dashboard_page import assert_no_exception, opened
+
+    test = opened()
+    yield test
+    assert_no_exception(test)

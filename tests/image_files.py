@@ -1,13 +1,19 @@
-"""Small image files, built byte by byte, so that no writer corrects what a test gets wrong on purpose."""
+"""Small image files, built byte by byte so that no writer corrects what is wrong on purpose, and what they become."""
 
 import io
 import struct
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from modules import errors
+from modules.images import ImageLimits, open_image
+from modules.records import Radiograph
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
@@ -158,3 +164,80 @@ def jpeg_2000_precinct_bomb(side: int) -> bytes:
     packets = bytes(20)
     tile = segment(0x90, struct.pack(">HLBB", 0, 14 + len(packets), 0, 1)) + b"\xff\x93" + packets
     return b"\xff\x4f" + size + coding + quantisation + tile + b"\xff\xd9"
+
+
+# ── Films of a few pixels, and what becomes of them ──────────────────────────────────────────────────────────────────
+
+RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+SHADES = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(64, 48)  # 12 of 16 bits
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 90, 90]]], np.uint8)
+LUMA = np.array([[76, 150], [29, 90]]) / 255  # ITU-R BT.601, rounded to 8 bits
+
+
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
+
+
+WINDOW: dict[int, Any] = {CENTER: ("DS", "2000"), WIDTH: ("DS", "3000")}
+
+
+def rle(stored: Any) -> bytes:
+    from pydicom.pixels.encoders.base import RLELosslessEncoder
+
+    colour = stored.ndim == 3
+    return RLELosslessEncoder.encode(
+        stored,
+        encoding_plugin="pydicom",
+        rows=stored.shape[0],
+        columns=stored.shape[1],
+        number_of_frames=1,
+        samples_per_pixel=3 if colour else 1,
+        photometric_interpretation="RGB" if colour else "MONOCHROME2",
+        planar_configuration=0,
+        bits_allocated=8 * stored.dtype.itemsize,
+        bits_stored=8 * stored.dtype.itemsize,
+        pixel_representation=int(stored.dtype.kind == "i"),
+    )
+
+
+def jpeg_ls(stored: Any) -> bytes:
+    from jpeg_ls import encode_array
+
+    return bytes(encode_array(stored))
+
+
+def jpeg_2000(stored: Any, *, bare: bool = True) -> bytes:
+    return pillow(Image.fromarray(stored), "JPEG2000", no_jp2=bare)
+
+
+PNG, JPEG = pillow(Image.fromarray(RAMP)), pillow(Image.new("L", (64, 48), 99), "JPEG")
+
+
+def decode(data: bytes, **options: Any) -> Radiograph:
+    return open_image(data).decode(**options)
+
+
+def pydicom_file(name: str) -> bytes:
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str), f"{name} is not shipped with this pydicom"
+    return Path(path).read_bytes()
+
+
+def refusal(data: bytes, limits: ImageLimits | None = None) -> errors.ImageError:
+    """What opening and decoding raises; the message has to be a sentence that says what to do."""
+    with pytest.raises(errors.ImageError) as caught:
+        open_image(data, limits or ImageLimits()).decode()
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert any(word in message for word in ("Send", "send", "Save", "Export"))
+    assert "Error" not in message and "Traceback" not in message and ".py" not in message
+    return caught.value
+
+
+def own_range(values: Any) -> Any:
+    values = np.asarray(values, np.float64)
+    return (values - values.min()) / (values.max() - values.min())

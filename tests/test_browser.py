@@ -21,26 +21,14 @@ pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 from playwright.sync_api import Browser, Dialog, expect
 
-from benchmarks.dashboard import (
-    BAR,
-    CHROMIUM,
-    FILM_IMAGE,
-    HOST,
-    Room,
-    Server,
-    chromium,
-    dashboard_server,
-    film_png,
-    free_port,
-    seen_whole,
-    serving,
-)
+from benchmarks.dashboard import BAR, CHROMIUM, FILM_IMAGE, Room, chromium, film_png, seen_whole
+from benchmarks.servers import HOST, Server, dashboard_server, free_port, serving
 from modules.answers import Analysis
 from modules.pathologies import NAMES
 from modules.records import ReaderStatement
 from synthetic.not_radiographs import scene
 from tests import fake_server
-from tests.test_api import dicom
+from tests.api_requests import dicom
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")
 

@@ -226,6 +226,13 @@ def test_improbable_and_impossible_alternatives_weigh_nothing() -> None:
     assert one_status(("present", 0.5), ("absent", INF)) == {"Mass": 0.5}  # no probability is above 1
 
 
+def test_a_statement_with_two_statuses_has_no_measured_one() -> None:
+    options = ((b"present", -0.1), (b"absent", -2.5))
+    first, chosen = Token(b'{"Mass": {"status": "', None), Token(b"present", -0.1, None, options)
+    for end, found in (('"}}', {"Mass"}), ('", "quote": "", "status" : "absent"}}', set())):
+        assert set(of_statuses(Generation("", (first, chosen, Token(end.encode(), None))))) == found
+
+
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_status_of_a_draft_is_not_taken_for_the_one_that_was_given(status: Status) -> None:
     def statement(said: str, chance: float) -> tuple[Token, ...]:

@@ -29,8 +29,8 @@ from modules.pathologies import NAMES
 from modules.pipeline import Pipeline
 from modules.weights import EMBEDDED_WEIGHTS, WeightsCard, read_card
 from synthetic.__main__ import main as draw
+from tests.api_requests import assert_problem
 from tests.conftest import MakeClient
-from tests.test_api import assert_problem
 
 MAX_BYTES = 60_000
 FILMS = 6

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
+from benchmarks.servers import serving_here
 from main import create_app
 from modules.answers import Analysis, Problem
 from modules.errors import ReaderUnavailable
@@ -23,9 +23,9 @@ from modules.reasoners.base import Reader, ReaderTask
 from modules.reasoners.dummy import DummyReader
 from modules.records import Reading
 from modules.settings import Settings
+from tests.api_requests import noise_png
 from tests.conftest import as_png
 from tests.stages import read
-from tests.test_api import noise_png
 
 Events = list[tuple[str, dict[str, Any]]]
 ORDER = ["accepted", "quality", "cnn", "heatmaps", "reader", "fusion", "uncertainty", "risk", "done"]
@@ -55,23 +55,22 @@ def until_stopped(task: ReaderTask) -> Reading:
     raise ReaderUnavailable("stopped")
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something has come true in another thread."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.02)
+
+
 @contextmanager
 def serving(pipeline: Pipeline, reader: Reader | None = None, limit_s: float = 20.0, **settings: Any) -> Iterator[str]:
     """A real server over a real socket, with the CNN of the tests and a reader of one's own."""
     chain = (DummyReader(),) if reader is None else (reader, DummyReader())
     second = SecondReader("dummy" if reader is None else "local", chain, limit_s=limit_s)
     own = Pipeline(pipeline.cnn, InputGate.load(), second)
-    config = uvicorn.Config(create_app(Settings(_env_file=None, **settings), own), port=0, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    with serving_here(create_app(Settings(_env_file=None, **settings), own)) as address:
+        yield address
 
 
 @contextmanager
@@ -165,10 +164,8 @@ def test_a_client_that_leaves_stops_the_reader(pipeline: Pipeline, film_png: byt
             events = events_of(response)
             while next(events)[0] != "heatmaps":
                 pass
-        deadline = time.monotonic() + 5
-        while not (reader.tasks and reader.tasks[0].control.stopped):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+            until(lambda: bool(reader.tasks))  # one that has not begun has nothing to stop
+        until(lambda: bool(reader.tasks) and reader.tasks[0].control.stopped)
 
 
 def test_a_reader_that_hangs_costs_its_time_limit_and_takes_no_place(pipeline: Pipeline, film_png: bytes) -> None:
@@ -239,10 +236,7 @@ def test_a_client_of_the_whole_answer_that_leaves_stops_the_reader_too(pipeline:
     with serving(pipeline, reader) as address:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/analyze", files={"image": film_png}, timeout=1.5, trust_env=False)
-        deadline = time.monotonic() + 5
-        while not (reader.tasks and reader.tasks[0].control.stopped):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: bool(reader.tasks) and reader.tasks[0].control.stopped)
 
 
 def test_waiting_films_are_not_decoded_before_their_turn(

@@ -15,6 +15,8 @@ from modules.reasoners.turns import Generation, Token
 # A JSON string, cut off or not; with a colon behind it, it is a key. Taking keys too keeps quotes in pairs.
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*+)(?:"(\s*+:)?|\\?\Z)', re.DOTALL)
 _STATUS = {name: re.compile(rb'"%s"\s*:\s*\{\s*"status"\s*:\s*"' % field.encode()) for name, field in FIELDS.items()}
+# Of two statuses in one statement JSON takes the last, and what was measured of the first is no measure of it.
+_ANOTHER_STATUS = re.compile(rb'[^}]*?"status"\s*:')
 _FIRST_LETTERS = frozenset(status[:1].encode() for status in STATUSES)  # p, a, u, n: each decides the status
 
 
@@ -58,7 +60,7 @@ def of_statuses(generation: Generation) -> dict[str, float]:
     found = {}
     for name, pattern in _STATUS.items():
         places = [match.end() for match in pattern.finditer(written, start)]
-        if not places or places[-1] >= len(written):
+        if not places or places[-1] >= len(written) or _ANOTHER_STATUS.match(written, places[-1]):
             continue
         k = bisect_right(ends, places[-1])
         token = generation.tokens[k]

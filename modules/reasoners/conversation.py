@@ -27,7 +27,7 @@ from modules.reasoners.replies import (
     without_thoughts,
 )
 from modules.reasoners.turns import Generation, Message, Turn
-from modules.records import ReaderStatement, Reading, ReplyForm
+from modules.records import CnnPrediction, ReaderStatement, Reading, ReplyForm
 from modules.settings import ReaderMode
 
 R = TypeVar("R")
@@ -60,6 +60,22 @@ class Writer(Protocol):
         return
 
 
+# ── The two questions ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def film_turn(max_tokens: int, *, plain: bool, shown: CnnPrediction | None = None) -> Turn:
+    """Return the first question, about the film alone; `plain` is the writer's `plain_schema`."""
+    messages = (Message("system", prompts.SYSTEM), Message("user", prompts.film(shown), with_film=True))
+    return Turn("film", messages, film_schema(ReplyLimits.within(max_tokens), plain=plain), max_tokens)
+
+
+def clinical_turn(first: Turn, reply: str, symptoms: str, *, plain: bool, shown: CnnPrediction | None = None) -> Turn:
+    """Return the second question, with the symptoms, after the first one and its reply."""
+    asked = (Message("assistant", prompts.unmarked(reply)), Message("user", prompts.clinical(symptoms, shown)))
+    schema = clinical_schema(ReplyLimits.within(first.max_tokens), plain=plain)
+    return Turn("clinical", first.messages + asked, schema, first.max_tokens)
+
+
 # ── The reader made of it ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -83,20 +99,11 @@ class ModelReader(Reader):
         return reading
 
     def _read(self, task: ReaderTask) -> Reading:
-        shown = task.prediction if self._shows_cnn else None
-        limits, plain = ReplyLimits.within(self._max_tokens), self._writer.plain_schema
-        messages: tuple[Message, ...] = (
-            Message("system", prompts.SYSTEM),
-            Message("user", prompts.film(shown), with_film=True),
-        )
-        turn = Turn("film", messages, film_schema(limits, plain=plain), self._max_tokens)
-        film = self._ask(turn, parse_film, _film_in_prose, task)
-        messages += (
-            Message("assistant", prompts.unmarked(film.generation.text)),
-            Message("user", prompts.clinical(task.symptoms, shown)),
-        )
-        turn = Turn("clinical", messages, clinical_schema(limits, plain=plain), self._max_tokens)
-        clinical = self._ask(turn, parse_clinical, _clinical_in_prose, task)
+        shown, plain = task.prediction if self._shows_cnn else None, self._writer.plain_schema
+        first = film_turn(self._max_tokens, plain=plain, shown=shown)
+        film = self._ask(first, parse_film, _film_in_prose, task)
+        second = clinical_turn(first, film.generation.text, task.symptoms, plain=plain, shown=shown)
+        clinical = self._ask(second, parse_clinical, _clinical_in_prose, task)
         return _reading(film, clinical, saw_cnn=self._shows_cnn)
 
     def _ask(

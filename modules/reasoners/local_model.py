@@ -37,7 +37,7 @@ def find_model(name: str) -> Path:
     try:
         wanted = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        wanted = {"a readable index"}
+        wanted = {"a readable index"}  # no file has this name: the weights count as incomplete
     wanted |= {"config.json"}
     missing = sorted(name for name in wanted if not (folder / str(name)).is_file())
     if missing or not (index.is_file() or (folder / "model.safetensors").is_file()):

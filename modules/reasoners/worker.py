@@ -1,7 +1,7 @@
 """The process in which a local model lives, so that it can be killed: JSON lines in, JSON lines out.
 
-Started by `local.py`. It opens no socket (its environment forces the hub libraries offline), writes nothing but the
-protocol to standard output, and ends with the process that started it.
+Started by `local_process.py`. It opens no socket (its environment forces the hub libraries offline), writes nothing
+but the protocol to standard output, and ends with the process that started it.
 """
 
 import argparse
