@@ -27,6 +27,7 @@ from evaluation.metrics import (
     confusion,
     predictive_values,
     risk_coverage,
+    roc_curve,
     wilson_interval,
 )
 from evaluation.scoring import OtherImage, ScoredFilm
@@ -120,6 +121,26 @@ def threshold_tables(cohort: Cohort) -> dict[str, Any]:
                 )
         tables[name] = rows or None
     return tables
+
+
+def youden_points(cohort: Cohort) -> dict[str, Any]:
+    """Return for each pathology the threshold with the largest sensitivity + specificity on these very films.
+
+    Youden, Cancer 1950. It weighs a missed finding and a false alarm alike, whatever the prevalence.
+    """
+    found: dict[str, Any] = {}
+    for k, name in enumerate(NAMES):
+        labels, scores = cohort.labels[:, k], cohort.probabilities[:, k]
+        found[name] = None
+        if (labels == 1).any() and (labels == 0).any():
+            curve = roc_curve(labels, scores)
+            best = 1 + int(np.argmax(curve.y[1:] - curve.x[1:]))  # the first point has no finite threshold
+            found[name] = {
+                "threshold": float(curve.thresholds[best]),
+                "sensitivity": float(curve.y[best]),
+                "specificity": float(1.0 - curve.x[best]),
+            }
+    return found
 
 
 def calibration(cohort: Cohort) -> dict[str, Any]:

@@ -6,12 +6,16 @@ full ChestX-ray14 download, with its two lists of the official split beside it.
 
 import csv
 import hashlib
+import lzma
 import math
+import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 from modules.errors import ImageError
 from modules.images import open_image
@@ -20,6 +24,20 @@ from modules.records import Radiograph
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
 MAX_FILE_BYTES = 50 << 20  # of one image, unpacked; the limit of the API's uploads
+TOO_LARGE = f"larger than {MAX_FILE_BYTES >> 20} MiB"
+# What opening or unpacking a zip archive from anywhere can raise beside OSError: damaged, encrypted, of a kind that is
+# not read, with names that are no text, or claiming a size that no memory holds.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    MemoryError,
+)
+NIH_COLUMNS = ("Image Index", "Patient ID", "Finding Labels")
 NO_FINDING = "no finding"
 VALIDATION_SHARE = 0.125  # of the patients of the official training list, where a table has no validation split
 OFFICIAL_LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -53,12 +71,9 @@ def read_labels(path: Path) -> dict[str, LabelledFilm]:
     """Read the table, by the name of each image; raises LabelsError with what is wrong and where."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or ())
-            if "Finding Labels" in columns:
-                rows = _read_nih(list(reader), path)
-            else:
-                rows = _read_own(list(reader), columns, path)
+            reader = csv.DictReader(file, skipinitialspace=True)
+            reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
+            rows = (_read_nih if NIH_COLUMNS[2] in reader.fieldnames else _read_own)(reader, path)
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise LabelsError(f"{path} cannot be read as a CSV file in UTF-8: {exc}.") from exc
     if not rows:
@@ -68,6 +83,8 @@ def read_labels(path: Path) -> dict[str, LabelledFilm]:
 
 def find_table(folder: Path) -> Path:
     """Return the table of labels in a folder; raises LabelsError when there is none, or more than one."""
+    if not folder.is_dir():
+        raise LabelsError(f"{folder} is no folder in which a table of labels could be. Use --labels.")
     found = sorted({*folder.glob("labels.csv"), *folder.glob("Data_Entry_2017*.csv")})
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
@@ -78,20 +95,37 @@ def find_table(folder: Path) -> Path:
 def image_files(sources: Sequence[Path], wanted: Collection[str] | None = None) -> Iterator[tuple[str, bytes | str]]:
     """Yield (file name, content) of every image in folders (with what is below) and zip archives; only wanted names.
 
-    A file that cannot be read is yielded too, with a sentence in place of its content. Names are without folders, as
-    tables of labels have them. Raises LabelsError for a source that is neither a folder nor a zip archive.
+    Names are without folders, as tables of labels have them. A file that cannot be read is yielded too, with a sentence
+    in place of its content; so is an archive below a folder that cannot be opened, under its path (see `is_archive`).
+    A file that is there twice is yielded once. Raises LabelsError before the first film for a source that is neither a
+    folder nor a zip archive, and where two different files have a wanted name: a table knows only the name.
     """
+    places, damaged = _places(sources, wanted)
+    with _Reader() as reader:
+        left_out = _repeated(places, reader, tell_apart=wanted is None)
+        yield from damaged
+        for i, place in enumerate(places):
+            if i not in left_out:
+                yield place.name, reader.read(place)
+
+
+def image_names(sources: Sequence[Path], wanted: Collection[str] | None = None) -> set[str]:
+    """Return the names that `image_files` would yield, without reading the images; raises LabelsError as it does."""
+    return {place.name for place in _places(sources, wanted)[0]}
+
+
+def is_archive(name: str) -> bool:
+    """Whether what `image_files` yielded is no image but an archive that could not be opened."""
+    return PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES
+
+
+def check_sources(sources: Sequence[Path]) -> None:
+    """Raise LabelsError for a source of images that is not there, or neither a folder nor a zip archive."""
     for source in sources:
-        if source.is_dir():
-            for path in sorted(p for p in source.rglob("*") if p.is_file()):
-                if path.suffix.lower() == ".zip":
-                    yield from _zipped(path, wanted)
-                elif path.suffix.lower() in IMAGE_SUFFIXES and (wanted is None or path.name in wanted):
-                    yield path.name, _read(path)
-        elif zipfile.is_zipfile(source):
-            yield from _zipped(source, wanted)
-        else:
-            raise LabelsError(f"{source} is neither a folder nor a zip archive of images.")
+        if not source.exists():
+            raise LabelsError(f"{source} does not exist: a folder or a zip archive of images is needed.")
+        if not source.is_dir():
+            _members(source)
 
 
 def decode(data: bytes | str) -> Radiograph | str:
@@ -104,64 +138,177 @@ def decode(data: bytes | str) -> Radiograph | str:
         return str(exc)
 
 
-def _read(path: Path) -> bytes | str:
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where one image lies: a file, or a member of a zip archive."""
+
+    name: str
+    path: Path
+    member: zipfile.ZipInfo | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.member.filename} in {self.path}"
+
+
+class _Reader:
+    """Reads images; the archive that was read last stays open, since opening a large one takes long."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._archive: zipfile.ZipFile | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._archive is not None:
+            self._archive.close()
+
+    def read(self, place: _Place) -> bytes | str:
+        """Return the content, or a sentence that says why there is none."""
+        try:
+            return self._content(place)
+        except OSError as exc:
+            return f"cannot be read: {exc.strerror or exc}"
+        except ZIP_ERRORS as exc:
+            return f"cannot be unpacked: {exc}"
+
+    def _content(self, place: _Place) -> bytes | str:
+        size = place.path.stat().st_size if place.member is None else place.member.file_size
+        if size > MAX_FILE_BYTES:
+            return TOO_LARGE
+        if place.member is None:
+            return place.path.read_bytes()
+        if self._archive is None or self._path != place.path:
+            self.__exit__()
+            self._archive, self._path = zipfile.ZipFile(place.path), place.path
+        with self._archive.open(place.member) as file:
+            data = file.read(MAX_FILE_BYTES + 1)  # what the directory of the archive says may be wrong
+        return data if len(data) <= MAX_FILE_BYTES else TOO_LARGE
+
+
+def _places(sources: Sequence[Path], wanted: Collection[str] | None) -> tuple[list[_Place], list[tuple[str, str]]]:
+    """Return where the wanted images lie, and (path, reason) of each archive below a folder that cannot be opened."""
+    check_sources(sources)
+    places: list[_Place] = []
+    damaged: list[tuple[str, str]] = []
+    for source in sources:
+        inside = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+        for path in inside:
+            if path == source or path.suffix.lower() == ".zip":
+                try:
+                    members = _members(path)
+                except LabelsError as exc:
+                    damaged.append((str(path), str(exc)))
+                else:
+                    places += [_Place(_file_name(member), path, member) for member in members]
+            else:
+                places.append(_Place(path.name, path))
+    return [
+        place
+        for place in places
+        if PurePosixPath(place.name).suffix.lower() in IMAGE_SUFFIXES and (wanted is None or place.name in wanted)
+    ], damaged
+
+
+def _members(path: Path) -> list[zipfile.ZipInfo]:
+    """Return the files in an archive; raises LabelsError with a sentence that names it when it cannot be opened."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return f"larger than {MAX_FILE_BYTES >> 20} MiB"
-        return path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            return sorted((e for e in archive.infolist() if e.filename and not e.is_dir()), key=lambda e: e.filename)
     except OSError as exc:
-        return f"cannot be read: {exc.strerror}"
+        raise LabelsError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
+    except zipfile.BadZipFile as exc:
+        if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+            raise LabelsError(f"{path} is neither a folder nor a zip archive of images.") from exc
+        raise LabelsError(f"{path} is a damaged zip archive, or none: {exc}.") from exc
+    except ZIP_ERRORS as exc:
+        raise LabelsError(f"{path} is a zip archive that cannot be opened: {exc}.") from exc
 
 
-def _zipped(source: Path, wanted: Collection[str] | None) -> Iterator[tuple[str, bytes | str]]:
-    with zipfile.ZipFile(source) as archive:
-        for entry in sorted(archive.infolist(), key=lambda e: e.filename):
-            name = PurePosixPath(entry.filename).name
-            suffix = PurePosixPath(entry.filename).suffix.lower()
-            if entry.is_dir() or suffix not in IMAGE_SUFFIXES or not (wanted is None or name in wanted):
-                continue
-            if entry.file_size > MAX_FILE_BYTES:
-                yield name, f"larger than {MAX_FILE_BYTES >> 20} MiB"
-                continue
-            try:
-                with archive.open(entry) as file:
-                    data = file.read(MAX_FILE_BYTES + 1)  # what the directory of the archive says may be wrong
-            except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as exc:
-                yield name, f"cannot be unpacked: {exc}"
-                continue
-            yield name, data if len(data) <= MAX_FILE_BYTES else f"larger than {MAX_FILE_BYTES >> 20} MiB"
+def _file_name(member: zipfile.ZipInfo) -> str:
+    return PurePosixPath(member.filename.replace("\\", "/")).name  # some packers write Windows' separator
 
 
-def _read_own(rows: list[dict[str, str]], columns: list[str], path: Path) -> dict[str, LabelledFilm]:
-    column_of = {canonical_name(column): column for column in columns if canonical_name(column) is not None}
+def _repeated(places: Sequence[_Place], reader: _Reader, *, tell_apart: bool) -> set[int]:
+    """Return which places hold a file again that another one holds; raises LabelsError for different ones of a name.
+
+    With `tell_apart`, different files of one name are no error: no table is asked about them.
+    """
+    by_name: dict[str, list[int]] = {}
+    for i, place in enumerate(places):
+        by_name.setdefault(place.name, []).append(i)
+    left_out = set()
+    for name, same in by_name.items():
+        seen: dict[bytes | str, int] = {}
+        for i in same if len(same) > 1 else ():
+            content = reader.read(places[i])
+            key = content if isinstance(content, str) else hashlib.sha256(content).digest()
+            if seen and key not in seen and not tell_apart:
+                raise LabelsError(
+                    f"{name} is there twice, and not the same: {places[same[0]]}, and {places[i]}. A table of labels "
+                    "has names only, so nobody can say which of them it means: keep one, or rename it in both."
+                )
+            if key in seen:
+                left_out.add(i)
+            seen.setdefault(key, i)
+    return left_out
+
+
+def _read_own(reader: "csv.DictReader[str]", path: Path) -> dict[str, LabelledFilm]:
+    columns = list(reader.fieldnames or ())
+    label_columns = [column for column in columns if canonical_name(column) is not None]
+    column_of = {canonical_name(column): column for column in label_columns}
     if "image" not in columns or not column_of:
         raise LabelsError(
             f"{path} needs a column image and one for each labelled pathology (such as {NAMES[0]}); it has: "
             f"{', '.join(columns)}."
         )
-    films = {}
-    for line, row in enumerate(rows, start=2):
+    twice = [c for c in columns if columns.count(c) > 1 and c] + [
+        c for c in label_columns if c not in column_of.values()
+    ]
+    if twice:
+        raise LabelsError(f"{path} has two columns for {twice[0]}: keep one.")
+    films: dict[str, LabelledFilm] = {}
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if any(row.get(None) or ()):
+            raise LabelsError(f"{where}: the row has more cells than the table has columns; is there a comma in one?")
         labels = tuple(
-            _label(row.get(column_of[name]) if name in column_of else "", f"{path}, line {line}, {name}")
-            for name in NAMES
+            _label(row.get(column_of[name]) if name in column_of else "", f"{where}, {name}") for name in NAMES
         )
-        films[row["image"]] = LabelledFilm(
-            image=row["image"],
-            patient=row.get("patient") or row["image"],  # without patients, every film is taken as one
-            split=row.get("split") or "",
+        image = _cell(row, "image")
+        film = LabelledFilm(
+            image=image,
+            patient=_cell(row, "patient") or image,  # without patients, every film is taken as one
+            split=_cell(row, "split"),
             labels=labels,
-            view=row.get("view") or "",
-            sex=row.get("sex") or "",
-            age=_age(row.get("age") or ""),
-            native_px=row.get("native_px") or "",
+            view=_cell(row, "view"),
+            sex=_cell(row, "sex"),
+            age=_age(_cell(row, "age")),
+            native_px=_pixels(_cell(row, "native_px")),
         )
+        _put(films, film, where)
     return films
+
+
+def _put(films: dict[str, LabelledFilm], film: LabelledFilm, where: str) -> None:
+    """Take a row up; raises LabelsError for one that cannot be meant as it stands."""
+    if not film.image:
+        raise LabelsError(f"{where}: the row names no image.")
+    known = films.setdefault(film.image, film)
+    if repr(known) != repr(film):  # NaN is not equal to itself
+        raise LabelsError(f"{where}: {film.image[:80]!r} has a row already, and the two do not say the same.")
+
+
+def _cell(row: Mapping[Any, Any], column: str) -> str:
+    return (row.get(column) or "").strip()
 
 
 def _label(text: str | None, where: str) -> float:
     """Return 1, 0, or NaN for an empty cell or −1, which stands for doubt in CheXpert's tables."""
     value = (text or "").strip()
-    if value in {"", "-1", "-1.0", "nan"}:
+    if value.casefold() in {"", "-1", "-1.0", "nan"}:
         return math.nan
     if value in {"0", "0.0"}:
         return 0.0
@@ -171,34 +318,44 @@ def _label(text: str | None, where: str) -> float:
 
 
 def _age(text: str) -> float:
-    """Return years from `58` or, as older tables write it, `058Y`; NaN for anything else."""
-    digits = text.strip().removesuffix("Y")
-    return float(digits) if digits.isdigit() and int(digits) <= MAX_AGE else math.nan
+    """Return years from `58`, `58.0` or, as older tables write it, `058Y`; NaN for anything else."""
+    found = re.fullmatch(
+        r"(\d{1,4})(?:\.0*)?Y?", text
+    )  # digits of any script, which int reads; no ², which it does not
+    return float(found[1]) if found and int(found[1]) <= MAX_AGE else math.nan
 
 
-def _read_nih(rows: list[dict[str, str]], path: Path) -> dict[str, LabelledFilm]:
+def _pixels(text: str) -> str:
+    """Return a number of pixels in plain digits; nothing for anything else."""
+    found = re.fullmatch(r"(\d{1,6})(?:\.0*)?", text)
+    return str(int(found[1])) if found else ""
+
+
+def _read_nih(reader: "csv.DictReader[str]", path: Path) -> dict[str, LabelledFilm]:
+    missing = [column for column in NIH_COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise LabelsError(f"{path} has no column {missing[0]!r}; is it Data_Entry_2017.csv?")
     split_of = _official_split(path)
-    films = {}
-    for line, row in enumerate(rows, start=2):
-        try:
-            image, patient = row["Image Index"], row["Patient ID"]
-            names = [part for part in row["Finding Labels"].split("|") if part.casefold() != NO_FINDING]
-        except KeyError as exc:
-            raise LabelsError(f"{path} has no column {exc}; is it Data_Entry_2017.csv?") from exc
+    films: dict[str, LabelledFilm] = {}
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        image, patient, findings = (_cell(row, column) for column in NIH_COLUMNS)
+        names = [part for part in findings.split("|") if part.strip().casefold() != NO_FINDING]
         unknown = [name for name in names if canonical_name(name) is None]
         if unknown:
-            raise LabelsError(f"{path}, line {line}: {unknown[0][:40]!r} is none of the 14 pathologies.")
+            raise LabelsError(f"{where}: {unknown[0][:40]!r} is none of the 14 pathologies.")
         positive = {canonical_name(name) for name in names}
         split = split_of.get(image, "")
-        films[image] = LabelledFilm(
+        film = LabelledFilm(
             image=image,
-            patient=patient,
-            split="val" if split == "train" and _held_out(patient) else split,
+            patient=patient or image,
+            split="val" if split == "train" and _held_out(patient or image) else split,
             labels=tuple(float(name in positive) for name in NAMES),
-            view=row.get("View Position") or "",
-            sex=row.get("Patient Gender") or row.get("Patient Sex") or "",
-            age=_age(row.get("Patient Age") or ""),
+            view=_cell(row, "View Position"),
+            sex=_cell(row, "Patient Gender") or _cell(row, "Patient Sex"),
+            age=_age(_cell(row, "Patient Age")),
         )
+        _put(films, film, where)
     return films
 
 
@@ -207,7 +364,7 @@ def _official_split(path: Path) -> dict[str, str]:
     for split, name in OFFICIAL_LISTS.items():
         try:
             lines = (path.parent / name).read_text("utf-8").split()
-        except OSError as exc:
+        except (OSError, UnicodeDecodeError) as exc:
             raise LabelsError(f"{name}, of the ChestX-ray14 download, is needed beside {path}.") from exc
         split_of.update(dict.fromkeys(lines, split))
     return split_of

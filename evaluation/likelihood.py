@@ -25,6 +25,7 @@ TERMS = ("present", "absent", "baseline")
 PRIOR_SD = 2.0
 MAX_STEPS = 50
 CONVERGED = 1e-8
+LONGEST_SHOWN = 60  # characters of what a file of readings says, in a message
 
 
 class ReadingsError(ValueError):
@@ -44,24 +45,48 @@ def read_readings(path: Path) -> dict[str, Reading]:
     """Read one reading a line, by image; raises ReadingsError with what is wrong and where."""
     readings: dict[str, Reading] = {}
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # not splitlines: a text in JSON may hold what else Python takes as the end of a line
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise ReadingsError(f"{path} cannot be read as text in UTF-8: {exc}.") from exc
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            image = entry["image"]
-            reading = Reading(reasoning="from the file of readings", statements=entry["statements"])
-        except (ValueError, KeyError, TypeError, ValidationError) as exc:
-            raise ReadingsError(
-                f"{path}, line {number}: a reading is an image and statements about the 14 pathologies: {exc}"
-            ) from exc
-        if not isinstance(image, str) or image in readings:
-            raise ReadingsError(f"{path}, line {number}: the image is no text, or has a reading already.")
-        readings[image] = reading
+        if line.strip():
+            try:
+                image, reading = _reading(line)
+            except ReadingsError as exc:
+                raise ReadingsError(f"{path}, line {number}: {exc}.") from exc
+            if image in readings:
+                raise ReadingsError(f"{path}, line {number}: the image has a reading already.")
+            readings[image] = reading
     return readings
+
+
+def _reading(line: str) -> tuple[str, Reading]:
+    try:
+        entry = json.loads(line, object_pairs_hook=_object)
+    except ReadingsError:
+        raise
+    except RecursionError as exc:
+        raise ReadingsError("JSON that is nested too deeply") from exc
+    except ValueError as exc:
+        raise ReadingsError(f"no JSON: {exc}") from exc
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
+        raise ReadingsError('a reading is an object with the name of its image: {"image": …, "statements": {…}}')
+    try:
+        return entry["image"], Reading(reasoning="from the file of readings", statements=entry.get("statements"))
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part)[:LONGEST_SHOWN] for part in first["loc"]) or "statements"
+        why = first["msg"].removeprefix("Value error, ")[: 4 * LONGEST_SHOWN]
+        raise ReadingsError("".join(c if c.isprintable() else "?" for c in f"{where}: {why}")) from exc
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON; a key that stands twice would leave open which value is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ReadingsError("a key stands twice in one object")
+    return found
 
 
 def fit(labels: Floats, log_odds: Floats, design: Floats, weights: Floats, start: Floats | None = None) -> Floats:

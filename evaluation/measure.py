@@ -61,6 +61,7 @@ def measure(material: Material) -> dict[str, Any]:
         "baselines": discrimination.baselines(cohort),
         "operating_points": decisions.operating_points(cohort, replicates, seed),
         "threshold_tables": decisions.threshold_tables(cohort),
+        "youden_points": decisions.youden_points(cohort),
         "calibration": {
             "of": "calibrated probabilities"
             if material.model.calibrated

@@ -60,6 +60,29 @@ def roc_grid(cohort: Cohort, metrics: Mapping[str, Any]) -> str:
 
 
 @_styled
+def confusion_grid(metrics: Mapping[str, Any]) -> str:
+    """Draw the confusion matrix of each pathology at its operating point: counts, shaded by the share of the row."""
+
+    def draw(axes: "Axes", k: int) -> None:
+        counts = metrics["operating_points"][NAMES[k]]["confusion"]
+        rows = np.array(
+            [
+                [counts["true_positive"], counts["false_negative"]],
+                [counts["false_positive"], counts["true_negative"]],
+            ]
+        )
+        shares = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (i, j), count in np.ndenumerate(rows):
+            axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+        axes.set_xticks([0, 1], ["detected", "not"])
+        axes.set_yticks([0, 1], ["present", "absent"])
+
+    chosen = [k for k in _measured(metrics) if metrics["operating_points"][NAMES[k]] is not None]
+    return _grid(draw, "", "", chosen, unit=False)
+
+
+@_styled
 def precision_recall_grid(cohort: Cohort, metrics: Mapping[str, Any]) -> str:
     """Draw the precision-recall curve of each pathology, the prevalence as a line."""
 

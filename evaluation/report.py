@@ -121,19 +121,17 @@ def _operating_points(metrics: Mapping[str, Any]) -> str:
         both = [interval(cell[kind], cell[f"{kind}_interval"]) for cell in cells for kind in ("ppv", "npv")]
         values.append((name, *both))
     for name, entries in metrics["threshold_tables"].items():
+        wanted = [(f"specificity {e['wanted_specificity']:.0%}", e) for e in entries or ()]
+        youden = metrics["youden_points"][name]
         tables += [
-            (
-                name,
-                f"{e['wanted_specificity']:.0%}",
-                f"{e['threshold']:.4f}",
-                *map(number, (e["sensitivity"], e["specificity"])),
-            )
-            for e in entries or ()
+            (name, rule, f"{e['threshold']:.4f}", number(e["sensitivity"]), number(e["specificity"]))
+            for rule, e in (*wanted, *([] if youden is None else [("largest sensitivity + specificity", youden)]))
         ]
     head = ("Pathology", "Threshold", "True pos.", "False neg.", "False pos.", "True neg.")
     rates = ("Sensitivity (by patients)", "(Wilson)", "Specificity (by patients)", "(Wilson)")
     return (
         "<h2>Operating points</h2>"
+        + (figure(plots.confusion_grid(metrics), "Confusion matrix of each pathology") if rows else "")
         + table((*head, *rates), rows)
         + note(
             "Wilson's interval takes films as independent; that over patients does not, but has no width at 0 and 1."
@@ -141,7 +139,7 @@ def _operating_points(metrics: Mapping[str, Any]) -> str:
         + "<h3>Predictive values by prevalence</h3>"
         + table(("Pathology", *(f"{kind} at {p:.0%}" for p in PREVALENCES for kind in ("PPV", "NPV"))), values)
         + "<h3>Threshold tables</h3>"
-        + table(("Pathology", "Specificity wanted", "Threshold", "Sensitivity", "Specificity"), tables)
+        + table(("Pathology", "Wanted", "Threshold", "Sensitivity", "Specificity"), tables, text_columns=(1,))
         + note("These thresholds are read off the very films that they are measured on: too good for new films.")
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,8 +12,9 @@ from typing import Any, Self
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.films import LabelledFilm, decode, image_files
+from evaluation.films import LabelledFilm, decode, image_files, is_archive
 from evaluation.localisation import Area, PlacedMap, placed_map
+from evaluation.output import make_folder
 from evaluation.robustness import changed_films
 from modules.cnn_model import CnnModel, resize_square
 from modules.explainability import calibrated_maps
@@ -49,7 +51,7 @@ class ScoredFilm:
             for finding, value in entry["maps"].items()
         }
         vectors = {name: tuple(entry[name]) for name in ("log_odds", "mirrored_log_odds")}
-        if any(len(vector) != len(NAMES) for vector in vectors.values()):
+        if any(len(v) != len(NAMES) or not all(map(math.isfinite, v)) for v in vectors.values()):
             raise ValueError(f"a film has {len(NAMES)} log-odds")
         return cls(**{**entry, **vectors, "maps": maps})
 
@@ -98,17 +100,17 @@ class ScoreLog:
         self.unreadable: dict[str, Unreadable] = {}
         self.others: dict[str, OtherImage] = {}
         self.changed: dict[str, ChangedFilm] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = self._complete_lines()
-        if not lines:
-            self._append({"kind": "conditions", **conditions})
-            return
+        make_folder(folder)
         try:
+            lines = self._complete_lines()
+            if not lines:
+                self._append({"kind": "conditions", **conditions})
+                return
             entries = [json.loads(line) for line in lines]
             self._check(entries[0], json.loads(json.dumps(conditions)))
             for entry in entries[1:]:
                 self._take(entry)
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             if isinstance(exc, EvaluationError):
                 raise
             raise EvaluationError(f"{self._path} is damaged: delete it, or choose another --out.") from exc
@@ -187,11 +189,13 @@ def score(cnn: CnnModel, gate: InputGate, work: Work, log: ScoreLog) -> None:
     """Score every wanted film that the log does not have yet; whatever cannot be read is named and kept too."""
     missing = set(work.wanted) - set(log.films)
     seen: set[str] = set()
+    closed: list[str] = []  # archives that cannot be opened
     bar = tqdm(total=len(work.wanted), initial=len(work.wanted) - len(missing), desc="films", unit="film")
     with bar:
         for name, data in image_files(work.sources, missing):
-            if name in seen:
-                sys.stderr.write(f"left out: another file is called {_shown(name)} too\n")
+            if is_archive(name):
+                sys.stderr.write(f"left out: {_shown(str(data))}\n")
+                closed.append(Path(name).name)
                 continue
             seen.add(name)
             film = decode(data)
@@ -201,9 +205,12 @@ def score(cnn: CnnModel, gate: InputGate, work: Work, log: ScoreLog) -> None:
             else:
                 log.add(_scored(cnn, gate, work, name, film))
             bar.update()
+    reason = "no such file in the images"
+    if closed:
+        reason += f"; {', '.join(closed)} could not be opened"
     for name in sorted(missing - seen):
         sys.stderr.write(f"not found: {_shown(name)}\n")
-        log.add(Unreadable(name, "no such file in the images"))
+        log.add(Unreadable(name, reason))
 
 
 def score_changes(cnn: CnnModel, work: Work, log: ScoreLog, count: int) -> tuple[ChangedFilm, ...]:
@@ -212,8 +219,8 @@ def score_changes(cnn: CnnModel, work: Work, log: ScoreLog, count: int) -> tuple
     missing = set(chosen) - set(log.changed)
     for name, data in tqdm(image_files(work.sources, missing), total=len(missing), desc="changes", unit="film"):
         film = decode(data)
-        if isinstance(film, str) or name in log.changed:
-            continue  # no longer readable, or another file of that name
+        if isinstance(film, str):
+            continue  # no longer readable
         changed = changed_films(_reduced(film, work.reduce_to))
         log.add(ChangedFilm(name, {change: _vector(cnn.predict(other).log_odds) for change, other in changed.items()}))
     return tuple(log.changed[name] for name in chosen if name in log.changed)
@@ -225,8 +232,14 @@ def _reduced(film: Radiograph, side: int | None) -> Radiograph:
 
 def score_others(gate: InputGate, folder: Path, log: ScoreLog) -> None:
     """Ask the gate about every image of a folder of what is no chest film; a file that cannot be read is refused."""
+    known, seen = frozenset(log.others), set()
     for name, data in tqdm(image_files([folder]), desc="other images", unit="image"):
-        if name in log.others:
+        if is_archive(name) or name in seen:
+            why = data if is_archive(name) else f"another image is called {name} too"
+            sys.stderr.write(f"left out: {_shown(str(why))}\n")
+            continue
+        seen.add(name)
+        if name in known:
             continue
         film = decode(data)
         if isinstance(film, str):

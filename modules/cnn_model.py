@@ -19,13 +19,18 @@ def preprocess(radiograph: Radiograph, recipe: Preprocessing) -> FloatArray:
     """Make the network's input (1, S, S) from a film as its weights card says."""
     pixels = radiograph.pixels
     if recipe.aspect == "crop":
-        top, left, side = _centre_square(*pixels.shape)
-        pixels = pixels[top : top + side, left : left + side]
+        pixels = centre_square(pixels)
     for step in (recipe.degrade_to, recipe.reduce_to):
         if step is not None:
             pixels = resize_square(pixels, step)
     pixels = _resize(pixels, recipe.input_size, enlarge_by=cv2.INTER_LINEAR)
     return np.asarray((pixels[np.newaxis] - recipe.mean) / recipe.std, np.float32)
+
+
+def centre_square(pixels: FloatArray) -> FloatArray:
+    """Return the largest centred square of a film (H, W)."""
+    top, left, side = _centre_square(*pixels.shape)
+    return pixels[top : top + side, left : left + side]
 
 
 def grid_to_image(radiograph: Radiograph, recipe: Preprocessing, rows: int, columns: int) -> GridToImage:
@@ -68,8 +73,9 @@ class CnnModel:
         self._device = _choose_device(device)
         self._network = _build_network(weights).to(self._device).to(memory_format=torch.channels_last)
         outputs = [output for _, output in card.served]
-        self._slope = np.array([o.slope for o in outputs], np.float32)
-        self._intercept = np.array([o.intercept for o in outputs], np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+            self._slope = np.array([o.slope for o in outputs], np.float32)
+            self._intercept = np.array([o.intercept for o in outputs], np.float32)
         # A label without an operating point is never detected.
         self._thresholds = np.array([1.0 if o.threshold is None else o.threshold for o in outputs], np.float32)
         self._sufficient = tuple(o.sufficient_data for o in outputs)
@@ -83,8 +89,13 @@ class CnnModel:
             calibrated=card.calibration is not None,
         )
         # The first pass is many times slower than the next ones: better at start-up than for the first film.
-        side = card.preprocessing.input_size
-        self.forward(np.zeros((2 if mirror_check else 1, 1, side, side), np.float32))
+        recipe = card.preprocessing
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            black = (np.zeros((1, recipe.input_size, recipe.input_size), np.float32) - recipe.mean) / recipe.std
+            batch = np.stack([np.asarray(black, np.float32)] * (2 if mirror_check else 1))
+            log_odds = self._slope * self.forward(batch)[0] + self._intercept
+        if not np.isfinite(log_odds).all():
+            raise WeightsError(f"The weights {card.name} give log-odds that are not finite: they cannot serve.")
 
     def predict(self, radiograph: Radiograph) -> CnnPrediction:
         """Run one film through the network, and its mirror image beside it when the mirror check is on."""
@@ -161,8 +172,6 @@ def _build_network(weights: Weights) -> "DenseNet":
 
 
 def _check_shapes(network: "DenseNet", tensors: "dict[str, torch.Tensor]", name: str) -> None:
-    import torch
-
     expected = {k: v.shape for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     for key, shape in expected.items():
         if key not in tensors:
@@ -170,8 +179,6 @@ def _check_shapes(network: "DenseNet", tensors: "dict[str, torch.Tensor]", name:
         if tensors[key].shape != shape:
             found = list(tensors[key].shape)
             raise WeightsError(f"{key} has shape {found} in the weights {name}; DenseNet-121 has {list(shape)}.")
-        if not bool(torch.isfinite(tensors[key]).all()):
-            raise WeightsError(f"{key} of the weights {name} holds values that are not finite.")
     surplus = sorted(k for k in tensors if k not in expected and not k.endswith("num_batches_tracked"))
     if surplus:
         raise WeightsError(f"The weights {name} hold {surplus[0]}, which DenseNet-121 does not have.")

@@ -19,6 +19,7 @@ from modules.settings import ReaderMode, Settings
 logger = logging.getLogger(__name__)
 
 NOWHERE = "nowhere: no second reader ran"
+NOT_SAID = "not known: the reader did not say where it took the film"
 # Readings that are under way, those given up but not yet ended among them; beyond it, films go on without a reader.
 MAX_READINGS = 32
 _TOO_MANY = "Too many films are being read at the same time."
@@ -110,7 +111,7 @@ class SecondReader:
                 logger.warning("reader_failed", extra={"fields": {"reader": reader.mode, "error": type(exc).__name__}})
                 reasons.append(f"The reader {reader.mode!r} failed unexpectedly.")
             else:
-                places.append(control.film_sent_to or NOWHERE)
+                places.append(control.film_sent_to or (NOT_SAID if reader.looks_at_film else NOWHERE))
                 return reading, self._info(reader, reading, reasons, _where(places), time.perf_counter() - start)
             if control.film_sent_to is not None:
                 places.append(control.film_sent_to)

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from modules.errors import WeightsError
 from modules.pathologies import NAMES, canonical_name
@@ -28,6 +28,10 @@ TORCHXRAYVISION_PREFIX = "densenet121-res224-"
 
 # With fewer positive patients than this in validation, neither calibration nor operating point means much.
 MIN_POSITIVE_PATIENTS = 20
+MAX_SIDE = 4096  # pixels to which a card may have films brought: more than any film has to tell
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=16, le=MAX_SIDE)]
 
 
 class Preprocessing(Record):
@@ -36,27 +40,25 @@ class Preprocessing(Record):
     aspect: Literal["stretch", "crop"] = Field(
         description="stretch: the whole film is made square; crop: the largest centred square is taken"
     )
-    degrade_to: int | None = Field(
+    degrade_to: Side | None = Field(
         None,
-        ge=16,
         description="Side to which every film is brought before all else: what makes its sharpness tell nothing",
     )
-    reduce_to: int | None = Field(
+    reduce_to: Side | None = Field(
         None,
-        ge=16,
         description="Side to which the film is brought first (by area; smaller ones by cubic), as in training",
     )
     input_size: int = Field(ge=32, le=1024, description="Side of the network's input, in pixels")
-    mean: float = Field(description="Subtracted from pixels in [0, 1]")
-    std: float = Field(gt=0.0, description="Divides what is left")
+    mean: Finite = Field(description="Subtracted from pixels in [0, 1]")
+    std: Finite = Field(gt=0.0, description="Divides what is left")
 
 
 class CardOutput(Record):
     """One output of the network: its label, calibration and operating point."""
 
     label: str
-    slope: float = Field(1.0, gt=0.0, description="Calibrated log-odds = slope · logit + intercept")
-    intercept: float = 0.0
+    slope: Finite = Field(1.0, gt=0.0, description="Calibrated log-odds = slope · logit + intercept")
+    intercept: Finite = 0.0
     threshold: float | None = Field(None, gt=0.0, lt=1.0, description="Operating point on the calibrated probability")
     validation_positive_patients: int | None = Field(None, ge=0, description="null: not known")
     validation_prevalence: float | None = Field(
@@ -92,6 +94,21 @@ class WeightsCard(Record):
     licence: str
     citation: str
 
+    @field_validator("metrics")
+    @classmethod
+    def _are_finite(cls, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Refuse NaN and infinity, which JSON does not have: a figure that was not measured is null."""
+        left: list[tuple[str, Any]] = list(metrics.items())
+        while left:
+            where, value = left.pop()
+            if isinstance(value, dict):
+                left += [(f"{where}.{key}", item) for key, item in value.items()]
+            elif isinstance(value, list | tuple):
+                left += [(where, item) for item in value]
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{where} is not finite; what was not measured is null")
+        return metrics
+
     @model_validator(mode="after")
     def _serves_the_14(self) -> Self:
         known = [canonical_name(o.label) for o in self.outputs]
@@ -112,10 +129,18 @@ class WeightsCard(Record):
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A card and the tensors that it describes."""
+    """A card and the tensors that it describes; raises WeightsError for a tensor with a value that is not finite."""
 
     card: WeightsCard
     tensors: "Mapping[str, torch.Tensor]"
+
+    def __post_init__(self) -> None:
+        import torch
+
+        for key, tensor in self.tensors.items():
+            # in float32, in which they serve, and which a value of float64 can be too large for
+            if not bool(torch.isfinite(tensor.float()).all()):
+                raise WeightsError(f"{key} of the weights {self.card.name} holds values that are not finite.")
 
 
 def read_card(folder: Path) -> WeightsCard:
@@ -128,9 +153,7 @@ def read_card(folder: Path) -> WeightsCard:
     except UnicodeDecodeError as exc:
         raise WeightsError(f"{path} is not UTF-8 text.") from exc
     except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the card"
-        raise WeightsError(f"{path}: {where}: {first['msg']}.") from exc
+        raise WeightsError(f"{path}: {_first(exc)}.") from exc
 
 
 def load_weights(choice: str, expected_sha256: str | None = None) -> Weights:
@@ -243,5 +266,19 @@ def _torchxrayvision_card(name: str, entry: Mapping[str, Any], file: str, sha256
 
 def write_card(card: WeightsCard, folder: Path) -> None:
     """Write a card beside its weights."""
-    text = json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    (folder / CARD_FILE).write_text(text + "\n", "utf-8")
+    (folder / CARD_FILE).write_text(card_text(card), "utf-8")
+
+
+def card_text(card: WeightsCard) -> str:
+    """Return what a card's file holds; raises WeightsError for a changed card that `read_card` would refuse."""
+    try:
+        WeightsCard.model_validate(card.model_dump())  # a copy with changes was checked by nobody
+    except ValidationError as exc:
+        raise WeightsError(f"The card of {card.name} cannot be written: {_first(exc)}.") from exc
+    return json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the card"
+    return f"{where}: {first['msg']}"

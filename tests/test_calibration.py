@@ -1,5 +1,8 @@
 import csv
+import errno
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +100,69 @@ def test_the_command_writes_a_card_that_is_served(tmp_path: Path, capsys: pytest
     (films / "broken.png").write_bytes(b"no image")
     with (films / "labels.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["broken.png", "99", "val", "PA", 50, "F", 0, 128, *[0] * K])
-    main(["--images", str(films), "--labels", str(films / "labels.csv"), "--split", "all", "--out", str(out)])
+    command = ["--images", str(films), "--labels", str(films / "labels.csv"), "--split", "all", "--out", str(out)]
+    main([*command, "--name", "mine"])
     assert "left out: broken.png" in capsys.readouterr().err
     weights = load_weights(str(out))
     assert weights.card.sha256 == load_weights("embedded").card.sha256
+    assert weights.card.name == "mine"
     assert weights.card.metrics["validation"]["films"] == 12
+    assert weights.card.metrics["validation"]["cohort"] == "films of a table"
     assert "test" not in weights.card.metrics  # what was measured at other thresholds does not follow
     assert weights.card.outputs != load_weights("embedded").card.outputs
     CnnModel(weights, "cpu")
+
+
+def rewritten(table: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> Path:
+    """Change every row of a table."""
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [change(row) for row in csv.DictReader(file)]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return table
+
+
+def without(row: dict[str, str], *columns: str) -> dict[str, str]:
+    return {key: value for key, value in row.items() if key not in columns}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: without(row, "Mass", "Hernia"), "has no label of Mass, Hernia"),
+        (lambda row: row | {"Mass": ""}, "has no label of Mass"),
+        (lambda row: row | {"Mass": "1"}, "0 of its patients have a film that is known to show none"),
+        (lambda row: row | dict.fromkeys((n.replace(" ", "_") for n in NAMES), "0"), "0 of its patients.*shows any"),
+        (lambda row: row | {"patient": "the same"}, "1 of its patients"),
+    ],
+)
+def test_labels_that_nothing_can_be_calibrated_on_are_refused_before_films_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, str]], dict[str, str]], message: str
+) -> None:
+    draw(["--out", str(tmp_path / "films"), "--count", "12", "--size", "64", "--findings-rate", "0.6"])
+    table = rewritten(tmp_path / "films" / "labels.csv", change)
+    monkeypatch.setattr(calibration, "score", lambda *_: pytest.fail("films were scored"))
+    with pytest.raises(SystemExit, match=message):
+        main(["--images", str(table.parent), "--labels", str(table), "--split", "all", "--out", str(tmp_path / "out")])
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_of_a_card(
+    scored: Scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(["--out", str(tmp_path / "films"), "--count", "8", "--size", "64", "--findings-rate", "0.6"])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(calibration, "score", lambda *_: scored)
+    monkeypatch.setattr(calibration, "calibrate", lambda card, *_: card)
+    monkeypatch.setattr(calibration.shutil, "copyfile", full)
+    table = tmp_path / "films" / "labels.csv"
+    with pytest.raises(SystemExit, match="cannot be written: No space left on device"):
+        main(["--images", str(table.parent), "--labels", str(table), "--split", "all", "--out", str(tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -112,6 +170,11 @@ def test_the_command_writes_a_card_that_is_served(tmp_path: Path, capsys: pytest
     [
         (["--split", "holdout"], "No film of the split 'holdout'"),
         (["--weights", "no/such/folder"], "neither 'embedded'"),
+        (["--weights", "tests"], r"No readable card\.json in tests"),
+        (["--images", "no/such/films"], "no/such/films does not exist"),
+        (["--labels", "tests"], "tests cannot be read as a CSV"),
+        (["--out", "README.md"], r"README\.md is no folder"),
+        (["--out", "README.md/below"], r"README\.md is no folder"),
     ],
 )
 def test_what_cannot_be_done_is_said(tmp_path: Path, arguments: list[str], message: str) -> None:

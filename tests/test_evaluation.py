@@ -1,8 +1,11 @@
 """The whole command on a dozen synthetic films: what it writes, what it names, what it never does twice."""
 
 import csv
+import errno
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,24 @@ from safetensors.torch import load_file, save_file
 
 from evaluation.__main__ import main
 from evaluation.cohort import as_json
+from evaluation.likelihood import ReadingsError, read_readings
 from evaluation.localisation import Area, BoxesError, FindingBox, PlacedMap, area_of, compare, read_boxes, summary
 from evaluation.metrics import Interval
+from evaluation.output import OutputError, write, write_text
 from evaluation.page import table, text
 from evaluation.robustness import changed_films
-from evaluation.scoring import LOG_FILE
+from evaluation.scoring import LOG_FILE, EvaluationError, ScoredFilm, ScoreLog
 from modules.cnn_model import CnnModel
+from modules.curves import served_digest
 from modules.pathologies import NAMES
+from modules.quality import GATE_CARD, InputGate
 from modules.records import ImageHeader, Radiograph
 from modules.settings import PROJECT_ROOT
-from modules.weights import read_card, sha256_of, write_card
+from modules.weights import EMBEDDED_WEIGHTS, read_card, sha256_of, write_card
 from synthetic.__main__ import main as draw
 from tests.image_files import dicom
+from training.model_card import with_evaluation
+from training.model_card_text import render
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 BROKEN = "broken<b>.png"
@@ -120,6 +129,15 @@ def test_unknown_labels_are_masked_and_undefined_measures_are_null(metrics: dict
     assert metrics["operating_points"]["Mass"]["sensitivity"] is None
     assert metrics["films_without_a_finding"]["films"] == 0  # nobody knows whether there is a mass
     assert metrics["calibration"]["pathologies"]["Mass"]["as_served"]["slope"] is None
+
+
+def test_an_evaluation_says_what_it_is_of_and_goes_onto_the_card_of_these_weights(metrics: dict[str, Any]) -> None:
+    card, gate = read_card(EMBEDDED_WEIGHTS), InputGate.load().card
+    assert metrics["served_sha256"] == served_digest(card)
+    assert metrics["gate_sha256"] == sha256_of(GATE_CARD)
+    assert metrics["cohort"] == "films of split val"
+    text = " ".join(render(with_evaluation(card, metrics, "test", "a trial", metrics["gate_sha256"]), gate).split())
+    assert f"Test: {FILMS} films of {metrics['counts']['patients']} patients (films of split val), a trial." in text
 
 
 def test_every_known_film_is_at_one_place_of_the_confusion_matrix(metrics: dict[str, Any]) -> None:
@@ -281,6 +299,133 @@ def test_wrong_tables_are_explained(films: Path, tmp_path: Path) -> None:
     readings.write_text('{"image": "a.png", "statements": {"Effusion": {"status": "maybe"}}}\n')
     with pytest.raises(SystemExit, match="line 1"):
         main(["--images", str(films), "--readings", str(readings), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--images", "nowhere", "nowhere does not exist"),
+        ("--others", "nowhere", "nowhere does not exist"),
+        ("--labels", ".", "cannot be read as a CSV file"),
+        ("--out", "file", "file is no folder"),
+        ("--weights", ".", r"No readable card\.json"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_written(
+    films: Path, tmp_path: Path, option: str, value: str, message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = {"--images": films, "--labels": films / "labels.csv", "--out": tmp_path / "out"}
+    options[option] = tmp_path / value
+    with pytest.raises(SystemExit, match=message):
+        main([str(part) for pair in options.items() for part in pair])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_side_that_no_film_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--images", "films", "--out", "out", "--reduce-to", "1000000000"])
+    assert "at most 4096" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [lambda log: log + b"\xff\xfe\n", lambda log: b"7\n", lambda log: log + b"[" * 99999 + b"\n"]
+)
+def test_a_log_that_is_damaged_is_named(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    ScoreLog(tmp_path, {"weights": "some"})
+    (tmp_path / LOG_FILE).write_bytes(change((tmp_path / LOG_FILE).read_bytes()))
+    with pytest.raises(EvaluationError, match=rf"{LOG_FILE} is damaged"):
+        ScoreLog(tmp_path, {"weights": "some"})
+
+
+def test_a_logged_film_has_finite_log_odds(tmp_path: Path) -> None:
+    film = ScoredFilm("a.png", (0.5,) * len(NAMES), (0.5,) * len(NAMES), 0.9, "", 64, 64)
+    ScoreLog(tmp_path, {}).add(film)
+    assert ScoreLog(tmp_path, {}).films == {"a.png": film}
+    (tmp_path / LOG_FILE).write_text((tmp_path / LOG_FILE).read_text().replace("[0.5,", "[NaN,"))
+    with pytest.raises(EvaluationError, match="is damaged"):
+        ScoreLog(tmp_path, {})
+
+
+def test_an_archive_that_cannot_be_opened_is_named_with_the_films_that_are_missing(
+    tmp_path: Path, film_pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name, pixels in (("one.dcm", film_pixels), ("two.dcm", film_pixels[::-1].copy())):
+        (folder / name).write_bytes(dicom(pixels))
+    (folder / "more.zip").write_bytes(b"PK\x03\x04 and no more")
+    (folder / "labels.csv").write_text("image,Mass\none.dcm,1\ntwo.dcm,0\nthree.dcm,1\n")
+    main(["--images", str(folder), "--out", str(tmp_path / "out"), "--replicates", "2"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    assert metrics["counts"]["films"] == 2
+    reason = "no such file in the images; more.zip could not be opened"
+    assert metrics["unreadable"] == [{"image": "three.dcm", "reason": reason}]
+    assert "more.zip is a damaged zip archive" in capsys.readouterr().err
+    assert metrics["discrimination"]["pathologies_measured"] == ["Mass"]  # what has no column is absent, not wrong
+
+
+def test_a_full_disk_is_said(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ScoreLog, "add", full)
+    with pytest.raises(SystemExit, match=r"python -m evaluation: No space left on device\."):
+        main(["--images", str(films), "--limit", "1", "--out", str(tmp_path / "out")])
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "metrics.json"
+    write_text(path, "first")
+
+    def full(unfinished: Path) -> None:
+        unfinished.write_text("sec")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match=r"metrics\.json cannot be written: No space left"):
+        write(path, full)
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+# ── Readings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+READING = '{"image": "a.png", "statements": {"Effusion": {"status": "present"}}}'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[]", "a reading is an object"),
+        ("7", "a reading is an object"),
+        ('{"statements": {}}', "a reading is an object"),
+        ('{"image": 7, "statements": {}}', "a reading is an object"),
+        ('{"image": "b.png"}', "statements: Input should be a valid dictionary"),
+        ('{"image": "b.png", "statements": [1]}', "statements: Input should be a valid dictionary"),
+        (READING, "has a reading already"),
+        (READING.replace("a.png", "b.png").replace("present", "maybe"), "statements.Effusion.status: "),
+        (READING.replace("a.png", "b.png").replace("Effusion", "Fracture"), "unknown pathologies: Fracture"),
+        (READING.replace("a.png", "b.png").replace("Effusion", "\\u001b[2J"), r"unknown pathologies: \?\[2J"),
+        (READING.replace("a.png", "b.png").replace('"present"', '"present", "confidence": NaN'), "confidence: "),
+        (READING.replace("a.png", "b.png").replace('"present"', '"present", "confidence": 1e999'), "confidence: "),
+        (READING.replace("a.png", "b.png").replace('"present"', f'"present", "confidence": {"9" * 5000}'), "no JSON: "),
+        (READING.replace("a.png", "b.png").replace('"present"', '"present", "status": "absent"'), "a key stands twice"),
+        ('{"image": "b.png", "statements": ' + "[" * 99999, "nested too deeply"),
+        ('{"image": ', "no JSON: "),
+    ],
+)
+def test_a_line_that_is_no_reading_is_named_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "readings.jsonl"
+    path.write_text(f"{READING}\n\n{line}\n", "utf-8")
+    with pytest.raises(ReadingsError, match=rf"readings\.jsonl, line 3: .*{message}") as caught:
+        read_readings(path)
+    assert str(caught.value).isprintable()
+
+
+def test_readings_may_begin_with_a_mark_and_hold_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "readings.jsonl"
+    path.write_text(f"\ufeff{READING}\r\n" + READING.replace("a.png", "b\u2028.png"), "utf-8")
+    assert list(read_readings(path)) == ["a.png", "b\u2028.png"]
 
 
 # ── Localisation ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -171,3 +171,39 @@ def test_drawn_kinds_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DRAWN_KINDS, "bars", lambda _, side: np.full((side, side), 0.5, np.float32))
     rng = np.random.default_rng(0)
     assert all(abs(make_not_radiograph(rng, 32, ["bars"]).mean() - 0.5) < 0.02 for _ in range(30))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": "nowhere"}, "nowhere does not exist"),
+        ({"out": "train"}, "train is a folder"),
+        ({"out": "gate_of_a_file/gate.json"}, "is no folder"),
+        ({"val": "one patient"}, "--val holds films of 1 patient"),
+        ({"not-films": "one picture"}, "--not-films holds 1 picture"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_before_the_work(folder: Path, change: dict[str, str], message: str) -> None:
+    (folder / "gate_of_a_file").write_text("")
+    for name in ("7_0.png", "7_1.png"):
+        write(folder / "one patient", name, make_film(seed=int(name[2]), size=96).pixels / np.float32(255))
+    for name in ("photo__1.png", "chart__1.png"):
+        write(folder / "one picture", name, make_not_radiograph(np.random.default_rng(1), 90))
+    options = {"train": "train", "val": "val", "not-films": "others", "out": "new.json"} | change
+    with pytest.raises(SystemExit, match=message):
+        gate.main([*(f"--{key}={folder / name}" for key, name in options.items()), "--every=1"])
+    assert not (folder / "new.json").exists()
+
+
+def test_every_film_or_every_second_one_but_not_every_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [f.name for f in read_films([folder / "train"], 5)] == [f.name for f in read_films([folder / "train"])][::5]
+    with pytest.raises(SystemExit):
+        gate.main(["--train=a", "--val=b", "--not-films=c", "--every=0"])
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_an_archive_that_cannot_be_opened_is_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "mixed", "photo__1.jpg", make_not_radiograph(np.random.default_rng(1), 90))
+    (folder / "mixed" / "more.zip").write_bytes(b"no archive")
+    assert [image.name for image in read_not_films([folder / "mixed"])] == ["photo__1.jpg"]
+    assert "more.zip is a damaged zip archive" in capsys.readouterr().err

@@ -11,9 +11,9 @@ import pytest
 
 from modules import multimodal_reasoning
 from modules.errors import ReaderUnavailable
-from modules.multimodal_reasoning import NOWHERE, MissingReader, SecondReader
+from modules.multimodal_reasoning import NOT_SAID, NOWHERE, MissingReader, SecondReader
 from modules.reasoners.base import READY, Control, Reader, ReaderFilm, ReaderState, ReaderTask
-from modules.reasoners.conversation import Writer
+from modules.reasoners.conversation import ModelReader, Writer
 from modules.reasoners.dummy import DummyReader
 from modules.reasoners.turns import TurnName
 from modules.records import CnnPrediction, ReaderInfo, Reading
@@ -233,6 +233,13 @@ def test_a_reader_that_was_left_says_no_more_and_sends_the_film_nowhere_any_long
 @pytest.mark.parametrize("limit_s", [float("inf"), 1e12])
 def test_a_limit_longer_than_threads_can_wait_is_none(limit_s: float) -> None:
     assert ask(SecondReader("local", (ScriptedReader().enqueue(read()),), limit_s=limit_s))[1].mode == "local"
+
+
+def test_a_reader_that_does_not_say_where_the_film_went_is_not_said_to_have_kept_it() -> None:
+    silent = ModelReader("local", ScriptedWriter(film_text(mass="present"), clinical_text()))
+    _, info = ask(SecondReader("local", (silent, DummyReader())))
+    assert (info.mode, info.film_sent_to) == ("local", NOT_SAID)
+    assert not NOT_SAID.startswith("nowhere")
 
 
 # ── Stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 
 from evaluation.films import LabelsError, read_labels
 from modules.cnn_model import CnnModel, preprocess, resize_square
+from modules.errors import WeightsError
 from modules.pathologies import NAMES
 from modules.records import ImageHeader, Radiograph
 from modules.settings import PROJECT_ROOT
 from modules.weights import load_weights
 from synthetic.__main__ import main as draw
+from training import network as network_module
 from training import trainer
 from training.__main__ import main
 from training.augmentation import augment, enlarge
 from training.config import RECIPE, Recipe, RecipeError, read_recipe
 from training.film_store import load_stores
-from training.network import as_input, make_network
+from training.network import IMAGENET, as_input, half_precision, make_network
 from training.trainer import Run, learning_rate, masked_loss, mean_auroc
 
 SHIPPED = read_recipe(RECIPE)
@@ -215,10 +217,68 @@ def test_a_network_starts_where_the_initial_weights_are() -> None:
         np.testing.assert_allclose(network(torch.from_numpy(image)).numpy(), served.forward(image)[0], atol=1e-3)
 
 
+def test_imagenet_weights_are_taken_for_one_grey_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published file is not here: a network of the same form, with random numbers, stands for it."""
+    from torchvision.models import DenseNet121_Weights, densenet121
+
+    torch.manual_seed(3)
+    colour = densenet121().eval()
+    monkeypatch.setattr(
+        DenseNet121_Weights.IMAGENET1K_V1.__class__, "get_state_dict", lambda *_args, **_kwargs: colour.state_dict()
+    )
+    network = make_network(IMAGENET).eval()
+    grey = torch.rand(1, 1, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.features(grey), colour.features(grey.expand(-1, 3, -1, -1)))
+    assert network.classifier.out_features == len(NAMES)
+
+
+def test_imagenet_weights_that_cannot_be_had_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    from torchvision.models import DenseNet121_Weights
+
+    def fails(*_args: object, **_kwargs: object) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(DenseNet121_Weights.IMAGENET1K_V1.__class__, "get_state_dict", fails)
+    with pytest.raises(WeightsError, match="ImageNet weights .* no route"):
+        make_network(IMAGENET)
+
+
+@pytest.mark.parametrize(("is_supported", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_gpus_that_only_imitate_bfloat16_train_in_float16(
+    monkeypatch: pytest.MonkeyPatch, is_supported: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: is_supported)
+    assert half_precision(torch.device("cuda")) is dtype
+    assert half_precision(torch.device("cpu")) is torch.bfloat16
+    assert half_precision(torch.device("mps")) is None
+
+
+def test_float16_trains_with_scaled_gradients(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's path, on the CPU: the scale of the gradients is kept with the checkpoint, and the losses stay alike."""
+    stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
+    recipe = tiny(initial_weights=None, cycles=cycles(1))
+    trainer.train(Run(recipe, tmp_path / "bfloat16", "cpu", 1), stores)
+    for module in (network_module, trainer):
+        monkeypatch.setattr(module, "half_precision", lambda _device: torch.float16)
+    trainer.train(Run(recipe, tmp_path / "float16", "cpu", 1), stores)
+    wide, scaled = (
+        torch.load(tmp_path / run / trainer.CHECKPOINT, weights_only=True) for run in ("bfloat16", "float16")
+    )
+    assert wide["scaler"] == {}
+    assert scaled["scaler"]["scale"] > 1
+    first, second = (run["progress"]["log"][0]["train_loss"] for run in (wide, scaled))
+    assert second == pytest.approx(first, abs=0.05)
+    for key, value in torch.load(tmp_path / "float16" / trainer.BEST, weights_only=True).items():
+        assert torch.isfinite(value).all(), key
+
+
 def test_the_command_trains_and_what_it_writes_can_be_served(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     recipe = written(tiny(name="tiny-trial"), tmp_path)
-    main(["--data", str(films), "--out", str(out), "--recipe", str(recipe), "--device", "cpu", "--from-scratch"])
+    main(["--data", str(films), "--out", str(out), "--recipe", str(recipe), "--device", "cpu", "--start", "scratch"])
     weights = load_weights(str(out))
     assert weights.card.name == "tiny-trial"
     assert weights.card.calibration is None
@@ -289,7 +349,7 @@ def test_two_processes_share_the_work(films: Path, tmp_path: Path) -> None:
     recipe = written(tiny(cycles=cycles(1), processes=2), tmp_path)
     command = [sys.executable, "-m", "training", "--data", films, "--out", tmp_path / "run", "--recipe", recipe]
     done = subprocess.run(
-        [*map(str, command), "--device", "cpu", "--from-scratch"],
+        [*map(str, command), "--device", "cpu", "--start", "scratch"],
         cwd=PROJECT_ROOT,
         capture_output=True,
         text=True,
@@ -310,5 +370,5 @@ def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_full_download_is_not_trained_on_from_weights_that_know_its_validation_patients(tmp_path: Path) -> None:
     (tmp_path / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels\n")
-    with pytest.raises(SystemExit, match="--from-scratch"):
+    with pytest.raises(SystemExit, match="--start scratch"):
         main(["--data", str(tmp_path), "--out", str(tmp_path / "run")])

@@ -1,5 +1,7 @@
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,18 @@ def rewrite_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     file = folder / read_card(folder).file
     save_file(tensors, file)
     edit_card(folder, sha256=sha256_of(file))
+
+
+def edit_tensor(folder: Path, key: str, value: float) -> None:
+    tensors = load_file(folder / read_card(folder).file)
+    tensors[key] = torch.full_like(tensors[key], value)
+    rewrite_tensors(folder, tensors)
+
+
+def edit_output(folder: Path, **changes: object) -> None:
+    """Change the first output of the card."""
+    first, *others = (output.model_dump() for output in read_card(folder).outputs)
+    edit_card(folder, outputs=[{**first, **changes}, *others])
 
 
 def film() -> Radiograph:
@@ -110,6 +124,32 @@ def test_tensors_that_do_not_fit_name_both_sides(folder: Path, change: object, m
         CnnModel(load_weights(str(folder)))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_a_tensor_that_is_not_finite_is_named_before_any_network_is_built(folder: Path, value: float) -> None:
+    tensors = load_file(folder / read_card(folder).file)
+    key = "features.norm5.running_mean"
+    tensors[key] = tensors[key].double()
+    tensors[key][3] = value
+    rewrite_tensors(folder, tensors)
+    with pytest.raises(WeightsError, match=rf"{key} of the weights cxr14-densenet121 holds values that are not finite"):
+        load_weights(str(folder))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: edit_tensor(folder, "features.norm0.running_var", -1.0),
+        lambda folder: edit_output(folder, slope=1e300),
+        lambda folder: edit_card(folder, preprocessing={**read_card(folder).preprocessing.model_dump(), "std": 1e-320}),
+    ],
+    ids=["a negative variance", "a slope beyond float32", "a deviation beyond float32"],
+)
+def test_weights_whose_numbers_run_away_do_not_serve(folder: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(folder)
+    with pytest.raises(WeightsError, match="log-odds that are not finite"):
+        CnnModel(load_weights(str(folder)), "cpu")
+
+
 def test_a_truncated_file_is_refused_even_when_its_hash_is_right(folder: Path) -> None:
     file = folder / read_card(folder).file
     file.write_bytes(file.read_bytes()[:100_000])
@@ -143,6 +183,36 @@ def test_a_card_that_is_no_json_is_refused(folder: Path) -> None:
     (folder / "card.json").write_text("{")
     with pytest.raises(WeightsError, match="card.json"):
         load_weights(str(folder))
+
+
+@pytest.mark.parametrize("field", ["slope", "intercept", "threshold", "validation_prevalence", "sensitivity"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_card_holds_finite_numbers_of_its_outputs(folder: Path, field: str, value: float) -> None:
+    edit_output(folder, **{field: value})
+    with pytest.raises(WeightsError, match=rf"card\.json: outputs\.0\.{field}: Input should be"):
+        load_weights(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mean", math.nan), ("std", math.inf), ("mean", -math.inf), ("degrade_to", 10**9), ("reduce_to", 4097),
+    ],
+)  # fmt: skip
+def test_a_card_brings_films_to_finite_numbers_and_sides(folder: Path, field: str, value: float) -> None:
+    edit_card(folder, preprocessing={**read_card(folder).preprocessing.model_dump(), field: value})
+    with pytest.raises(WeightsError, match=rf"preprocessing\.{field}: Input should be"):
+        load_weights(str(folder))
+
+
+@pytest.mark.parametrize("metrics", [{"test": {"auroc": math.nan}}, {"a": [[{"b": math.inf}]]}])
+def test_figures_on_a_card_are_finite_or_null(folder: Path, metrics: dict[str, object]) -> None:
+    card = read_card(folder)
+    edit_card(folder, metrics=metrics)
+    with pytest.raises(WeightsError, match=r"is not finite; what was not measured is null"):
+        load_weights(str(folder))
+    with pytest.raises(WeightsError, match="cannot be written: metrics: .*is not finite"):
+        write_card(card.model_copy(update={"metrics": metrics}), folder)
 
 
 def test_a_choice_that_is_nothing_known_says_what_is() -> None:

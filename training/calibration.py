@@ -18,12 +18,20 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from evaluation.films import LabelledFilm, LabelsError, decode, image_files, read_labels
+from evaluation.films import LabelledFilm, LabelsError, check_sources, decode, image_files, is_archive, read_labels
+from evaluation.output import OutputError, check_folder, write, write_text
 from modules.cnn_model import CnnModel, preprocess
 from modules.errors import ConfigurationError
 from modules.pathologies import NAMES, canonical_name
 from modules.records import FloatArray
-from modules.weights import EMBEDDED_WEIGHTS, MIN_POSITIVE_PATIENTS, WeightsCard, load_weights, write_card
+from modules.weights import (
+    CARD_FILE,
+    EMBEDDED_WEIGHTS,
+    MIN_POSITIVE_PATIENTS,
+    WeightsCard,
+    card_text,
+    load_weights,
+)
 from training import operating_points, platt
 from training.validation import Measured, meaning, measure
 
@@ -64,21 +72,50 @@ def main(argv: list[str] | None = None) -> None:
     """Score the films, calibrate, choose the points, write the card."""
     args = _arguments(argv)
     try:
+        check_folder(args.out)
+        check_sources(args.images)
         weights = load_weights(args.weights)
+        source = (EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)) / weights.card.file
+        if not source.is_file():
+            raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is none.")
         table = read_labels(args.labels)
+        check_labels(table, args.split)
         scored = score(CnnModel(weights, args.device), args.images, table, args.split)
-        card = calibrate(weights.card, scored, args.alarms)
-    except (LabelsError, ConfigurationError, ValueError) as exc:
+        named = weights.card.model_copy(update={"name": args.name or weights.card.name})
+        card = calibrate(named, scored, args.alarms, args.cohort)
+        if args.out.resolve() != source.parent.resolve():
+            write(args.out / card.file, lambda unfinished: shutil.copyfile(source, unfinished))
+        write_text(args.out / CARD_FILE, card_text(card))
+    except (LabelsError, OutputError, ConfigurationError, ValueError) as exc:
         raise SystemExit(str(exc)) from exc
-    args.out.mkdir(parents=True, exist_ok=True)
-    source = (EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)) / card.file
-    if not source.is_file():
-        raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is none.")
-    if args.out.resolve() != source.parent.resolve():
-        shutil.copyfile(source, args.out / card.file)
-    write_card(card, args.out)
     sys.stdout.write(json.dumps(card.metrics["validation"]["at_the_served_points"], indent=1) + "\n")
     sys.stdout.write(f"Wrote {args.out}: serve it with CXR_WEIGHTS={args.out}\n")
+
+
+def check_labels(table: Mapping[str, LabelledFilm], split: str | None) -> None:
+    """Raise LabelsError, before any film is scored, for labels that nothing can be calibrated on or chosen with."""
+    rows = [row for row in table.values() if split in (None, row.split)]
+    which = "The table" if split is None else f"The split {split!r} of the table"
+    if not rows:
+        raise LabelsError(f"No film of the split {split!r} is in the table; --split names another one, or 'all'.")
+    labels = np.array([row.labels for row in rows])
+    unlabelled = [name for k, name in enumerate(NAMES) if np.isnan(labels[:, k]).all()]
+    if unlabelled:
+        raise LabelsError(
+            f"{which} has no label of {', '.join(unlabelled)}: whether a film shows none of the {len(NAMES)} "
+            "pathologies, on which operating points are chosen, is then known of no film."
+        )
+    fold = platt.folds([row.patient for row in rows])
+    for kind, chosen in (
+        ("is known to show none of the pathologies", np.array([row.no_finding for row in rows])),
+        ("shows any pathology", (labels == 1).any(axis=1)),
+    ):
+        if len(set(fold[chosen])) < 2:
+            count = len({row.patient for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen})
+            raise LabelsError(
+                f"{which} is too small to calibrate on: {count} of its patients have a film that {kind}. Each patient "
+                "is judged by what others set, in five folds, and two of them need such a film."
+            )
 
 
 def score(cnn: CnnModel, sources: Sequence[Path], table: Mapping[str, LabelledFilm], split: str | None) -> Scored:
@@ -99,8 +136,11 @@ def score(cnn: CnnModel, sources: Sequence[Path], table: Mapping[str, LabelledFi
     return Scored(both[0], both[1], tuple(rows))
 
 
-def calibrate(card: WeightsCard, scored: Scored, alarms: float) -> WeightsCard:
-    """Return the card with a new calibration, new thresholds, and what both were measured to be worth."""
+def calibrate(card: WeightsCard, scored: Scored, alarms: float, cohort: str = "labelled films") -> WeightsCard:
+    """Return the card with a new calibration, new thresholds, and what both were measured to be worth.
+
+    `cohort` says in words which films these are; they need not be of the data that the weights were trained on.
+    """
     positive_patients = _positive_patients(scored)
     sufficient = tuple(count >= MIN_POSITIVE_PATIENTS for count in positive_patients)
     final = platt.fit(scored.logits, scored.labels)
@@ -114,6 +154,7 @@ def calibrate(card: WeightsCard, scored: Scored, alarms: float) -> WeightsCard:
         for output in card.outputs
     )
     validation = {
+        "cohort": cohort,
         "films": len(scored.rows),
         "patients": len(set(scored.patients)),
         "films_without_a_finding": int(scored.normal.sum()),
@@ -197,7 +238,7 @@ def _films(cnn: CnnModel, sources: Sequence[Path], wanted: set[str]) -> Iterator
     for name, data in tqdm(image_files(sources, wanted), total=len(wanted), desc="films", unit="film", mininterval=2.0):
         film = decode(data)
         if isinstance(film, str):
-            sys.stderr.write(f"left out: {name}: {film}\n")
+            sys.stderr.write(f"left out: {film if is_archive(name) else f'{name}: {film}'}\n")
         else:
             yield name, preprocess(film, cnn.card.preprocessing)
 
@@ -219,6 +260,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="folders or zips of labelled films")
     parser.add_argument("--labels", type=Path, required=True, help="table with image, patient and the labels")
     parser.add_argument("--split", default="val", help="rows of the table to use, or 'all' (default: val)")
+    parser.add_argument("--name", help="of the calibrated weights, in card and answers (default: as before)")
+    parser.add_argument("--cohort", help="what these films are, in words for the card (default: their split)")
     parser.add_argument(
         "--alarms", type=float, default=ALARMS, help="share of films without a finding that may show any detection"
     )
@@ -227,6 +270,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0.0 < args.alarms < 1.0:
         parser.error(f"--alarms lies between 0 and 1, both excluded; it is {args.alarms}")
+    args.cohort = args.cohort or f"films of {'a table' if args.split == 'all' else f'split {args.split}'}"
     args.split = None if args.split == "all" else args.split
     return args
 

@@ -11,6 +11,8 @@ from modules.settings import PROJECT_ROOT
 from modules.weights import Preprocessing
 
 RECIPE = PROJECT_ROOT / "training" / "cxr14.toml"
+# What a run can start from, as a recipe names it.
+STARTS: dict[str, str | None] = {"shipped": "assets/weights", "imagenet": "imagenet", "scratch": None}
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -32,7 +34,9 @@ class Cycle(Record):
     """One rise and fall of the learning rate (Smith, 2018); a later one starts from the averaged weights before it."""
 
     peak_learning_rate: Positive
-    warm_up: Share = Field(description="Share of the steps in which the rate rises; it then falls as a cosine to 0")
+    warm_up: float = Field(
+        ge=0.0, lt=1.0, description="Share of the steps in which the rate rises; it then falls as a cosine to 0"
+    )
     average_decay: Share = Field(description="Of the exponential moving average of weights and statistics, a step")
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
 
@@ -72,7 +76,9 @@ class Recipe(Record):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     seed: int = Field(ge=0)
-    initial_weights: str | None = Field(None, description="Weights folder to start from; without it, from scratch")
+    initial_weights: str | None = Field(
+        None, description="Weights folder to start from, or imagenet; without it, from scratch"
+    )
     processes: AtLeastOne = 1
     left_out_of_mean: tuple[str, ...] = Field((), description="Pathologies without a part in the mean AUROC of choice")
     preprocessing: Preprocessing
@@ -98,3 +104,8 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as exc:
         first = exc.errors()[0]
         raise RecipeError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}.") from exc
+
+
+def starting_from(recipe: Recipe, start: str) -> Recipe:
+    """Return the recipe with another start, one of STARTS."""
+    return recipe.model_copy(update={"initial_weights": STARTS[start]})

@@ -1,5 +1,6 @@
 """Writes trained weights as the server loads them: float16 safetensors and a card."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,24 @@ from modules.pathologies import NAMES
 from modules.weights import CardOutput, WeightsCard, sha256_of, write_card
 from training.config import Recipe
 from training.film_store import FilmStore
-
-CITATION = (
-    "Wang X, et al. ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks. CVPR 2017. "
-    "The NIH Clinical Center provides the data."
-)
+from training.provenance import UNSTATED, Provenance, of_start, together
 
 
-def export(best: Path, recipe: Recipe, stores: dict[str, FilmStore], folder: Path) -> WeightsCard:
-    """Write the averaged weights in half precision beside an uncalibrated card, and return the card."""
+def export(
+    best: Path, recipe: Recipe, stores: dict[str, FilmStore], folder: Path, provenance: Provenance = UNSTATED
+) -> WeightsCard:
+    """Write the averaged weights in half precision beside an uncalibrated card, and return the card.
+
+    What the card says of the films is what `provenance` states, with what is known of the weights it started from.
+    """
     tensors = torch.load(best, map_location="cpu", weights_only=True)
     half = {key: value.half().contiguous() for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
     path = folder / f"{recipe.name}.safetensors"
     save_file(half, path)
     train, val = stores["train"], stores["val"]
     patients = [row.patient for row in val.rows]
+    films = replace(provenance, data=f"{provenance.data}: {_counts(train, val)}{_without_labels(train)}")
+    behind = together(films, of_start(recipe.initial_weights))
     card = WeightsCard(
         name=recipe.name,
         file=path.name,
@@ -41,16 +45,28 @@ def export(best: Path, recipe: Recipe, stores: dict[str, FilmStore], folder: Pat
         preprocessing=recipe.preprocessing,
         calibration=None,
         operating_points="not chosen yet",
-        data=(
-            f"NIH ChestX-ray14: {len(train):,} training films of {_patients(train):,} patients, "
-            f"{len(val):,} validation films of {_patients(val):,} others"
-        ),
+        data=behind.data,
         training=_words(recipe),
-        licence="MIT",
-        citation=CITATION,
+        licence=behind.licence,
+        citation=behind.citation,
     )
     write_card(card, folder)
     return card
+
+
+def _counts(train: FilmStore, val: FilmStore) -> str:
+    if all(row.patient == row.image for store in (train, val) for row in store.rows):
+        return f"{len(train):,} training films, {len(val):,} validation films, whose patients were not told apart"
+    return (
+        f"{len(train):,} training films of {_patients(train):,} patients, "
+        f"{len(val):,} validation films of {_patients(val):,} others"
+    )
+
+
+def _without_labels(train: FilmStore) -> str:
+    """Say which outputs no film taught anything: they are there, and mean nothing."""
+    names = [name for k, name in enumerate(NAMES) if np.isnan(train.labels[:, k]).all()]
+    return f"; without any training label, so that these outputs mean nothing: {', '.join(names)}" if names else ""
 
 
 def _patients(store: FilmStore) -> int:

@@ -9,7 +9,7 @@ on all of them, with its thresholds chosen on all validation films.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from evaluation.films import LabelsError
+from evaluation.films import LabelsError, check_sources
+from evaluation.output import OutputError, check_file, write_text
 from modules.quality import GATE_CARD, InputGate
 from training.gate_fit import (
     Examples,
@@ -47,6 +48,10 @@ class HalfExamples:
 def main(argv: list[str] | None = None) -> None:
     """Fit, measure and write the gate."""
     args = _arguments(argv)
+    try:
+        check_file(args.out)
+    except OutputError as exc:
+        sys.exit(str(exc))
     cv2.setNumThreads(1)  # the images are too small to be worth more, and the sums stay the same on every machine
     try:
         train, val, others = _read(args)
@@ -55,7 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     gate, metrics = fit_and_measure(train, val, others, args.seed)
     metrics["fitted_on"] = {"films": len(train), "every": args.every, "seed": args.seed, "not_films": len(others)}
     card = gate.card.model_copy(update={"metrics": metrics})
-    args.out.write_text(json.dumps(card.model_dump(mode="json"), ensure_ascii=False) + "\n", "utf-8")
+    try:
+        write_text(args.out, json.dumps(card.model_dump(mode="json"), ensure_ascii=False) + "\n")
+    except OutputError as exc:
+        sys.exit(str(exc))
     sys.stdout.write(json.dumps({"threshold": card.threshold, **metrics}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -117,14 +125,31 @@ def _fitted(gate: InputGate, val: Sequence[Film], others: Sequence[NotFilm]) -> 
 
 def _read(args: argparse.Namespace) -> tuple[list[Film], list[Film], list[NotFilm]]:
     """Read all images; raises LabelsError when some are missing, or when a patient is in both lists of films."""
+    check_sources([*args.train, *args.val, *args.not_films])
     train, val, others = read_films(args.train, args.every), read_films(args.val), read_not_films(args.not_films)
     for found, option in ((train, "--train"), (val, "--val"), (others, "--not-films")):
         if len(found) < 2:
             raise LabelsError(f"{option} holds {len(found)} images that can be read; two are the least.")
+    for count, what in (
+        (len({film.patient for film in val}), "--val holds films of {} patient"),
+        (len({image.subject for image in others if image.pixels is not None}), "--not-films holds {} picture"),
+    ):
+        if count < 2:
+            raise LabelsError(f"{what.format(count)}: each half that a gate is measured on needs one of its own.")
     shared = {film.patient for film in train} & {film.patient for film in val}
     if shared:
         raise LabelsError(f"{len(shared)} patients are in both --train and --val, such as {min(shared)}.")
     return train, val, others
+
+
+def _from(least: int) -> Callable[[str], int]:
+    def number(value: str) -> int:
+        found = int(value)
+        if found < least:
+            raise argparse.ArgumentTypeError(f"at least {least} is needed")
+        return found
+
+    return number
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -133,8 +158,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", **sources, help="folders or zips of chest films to fit on")
     parser.add_argument("--val", **sources, help="folders or zips of other patients' films")
     parser.add_argument("--not-films", **sources, help="folders or zips of images that are no chest radiographs")
-    parser.add_argument("--every", type=int, default=6, help="take every n-th training film (default: 6)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
+    parser.add_argument("--every", type=_from(1), default=6, help="take every n-th training film (default: 6)")
+    parser.add_argument("--seed", type=_from(0), default=0, help="seed of the random numbers (default: 0)")
     parser.add_argument("--out", type=Path, default=GATE_CARD, help="where the gate is written")
     return parser.parse_args(argv)
 

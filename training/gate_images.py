@@ -1,15 +1,16 @@
 """Images that the gate is fitted to and measured on: read, re-encoded alike, and varied as films and uploads vary."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.films import decode, image_files
+from evaluation.films import decode, image_files, is_archive
 from modules.quality import SIDES, Kind, Side, plain_reason
 from modules.records import FloatArray
 
@@ -54,7 +55,7 @@ class NotFilm:
 def read_films(sources: Sequence[Path], every: int = 1) -> list[Film]:
     """Read every n-th film; its patient is what stands before the first "_" of its name, as in ChestX-ray14."""
     films = []
-    for name, data in list(image_files(sources))[::every]:
+    for name, data in islice(_images(sources), 0, None, every):
         film = decode(data)
         if isinstance(film, str):
             sys.stderr.write(f"left out: {name}: {film}\n")
@@ -67,13 +68,22 @@ def read_films(sources: Sequence[Path], every: int = 1) -> list[Film]:
 def read_not_films(sources: Sequence[Path]) -> list[NotFilm]:
     """Read every image of other things; a file that cannot be decoded never reaches the gate, and is kept as such."""
     images = []
-    for name, data in image_files(sources):
+    for name, data in _images(sources):
         image = decode(data)
         if isinstance(image, str):
             images.append(NotFilm(name, None, image))
         else:
             images.append(NotFilm(name, squared(reencoded(image.pixels)), plain_reason(image)))
     return images
+
+
+def _images(sources: Sequence[Path]) -> Iterator[tuple[str, bytes | str]]:
+    """Yield what `image_files` does, without archives that cannot be opened: these are named, and no image."""
+    for name, data in image_files(sources):
+        if is_archive(name):
+            sys.stderr.write(f"left out: {data!s}\n")
+        else:
+            yield name, data
 
 
 def reencoded(pixels: FloatArray) -> FloatArray:

@@ -3,18 +3,19 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modules.pathologies import NAMES
+from modules.pathologies import NAMES, canonical_name
 from modules.quality import GateCard
-from modules.weights import MIN_POSITIVE_PATIENTS, WeightsCard
+from modules.weights import CardOutput, WeightsCard
+from training import model_card_words as words
 from training.markdown import NOT_MEASURED, number, percent, share, table, with_interval, wrapped
 
 
 def render(card: WeightsCard, gate: GateCard) -> str:
     """Return the model card as Markdown; a section without figures is left out."""
     sections = (
-        _head(card),
-        _use(),
-        _data(card),
+        words.head(card),
+        words.use(),
+        words.data(card),
         _discrimination(card),
         _points(card),
         _calibration(card),
@@ -24,82 +25,10 @@ def render(card: WeightsCard, gate: GateCard) -> str:
         _robustness(card),
         _confidence(card),
         _gate(card, gate),
-        _end(),
+        words.limits(card),
     )
     lines = (line for section in sections for line in section)
     return "\n".join(wrapped(lines)).rstrip() + "\n"
-
-
-# ── Words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _head(card: WeightsCard) -> Iterator[str]:
-    yield f"# Model card: {card.name}"
-    yield ""
-    yield "<!-- Written by `python -m training.model_card` from the weights card; edit neither by hand. -->"
-    yield ""
-    recipe = card.preprocessing
-    first = "" if recipe.degrade_to is None else f"every film is brought to {recipe.degrade_to} px first, then "
-    first += "" if recipe.reduce_to is None else f"to {recipe.reduce_to} px, then "
-    yield from table(
-        ("", ""),
-        (
-            ("network", f"{card.architecture}, one grey channel, 14 sigmoid outputs; Huang et al., CVPR 2017"),
-            ("input", f"{first}{recipe.input_size} × {recipe.input_size} px ({recipe.aspect}); bright = dense"),
-            ("file", f"`{card.file}`, SHA-256 `{card.sha256}`"),
-            ("training", card.training),
-            ("calibration", card.calibration or "none: the outputs are no probabilities"),
-            ("operating points", card.operating_points),
-            ("licence", card.licence),
-            ("citation", card.citation),
-        ),
-    )
-
-
-def _use() -> Iterator[str]:
-    yield "## Intended use"
-    yield ""
-    yield "Research and education: to study how a classifier, a second reader, calibration and explanation"
-    yield "work together on"
-    yield "frontal chest radiographs of adults, and to measure that on films of one's own."
-    yield ""
-    yield "Not for diagnosis, treatment, triage or screening, and not for a decision about any person. It is"
-    yield "no medical device."
-    yield "Not for lateral films, children, CT, or films of other body parts. It looks for 14 pathologies"
-    yield "only: not for"
-    yield "fractures, free air, tubes or lines. A qualified professional must read the film."
-    yield ""
-
-
-def _data(card: WeightsCard) -> Iterator[str]:
-    yield "## Data"
-    yield ""
-    yield f"{card.data}. No patient is in two splits. The labels were mined from reports by text (Wang et al."
-    yield "2017) and are noisy:"
-    yield "a part of what is counted as an error here is an error of the labels."
-    yield ""
-    test = card.metrics.get("test")
-    if test:
-        counts = test["counts"]
-        yield f"Test: {counts['films']:,} films of {counts['patients']} patients from the official test list,"
-        yield f"{test['how']}."
-        yield ""
-
-
-def _end() -> Iterator[str]:
-    yield "## Limits"
-    yield ""
-    yield "- Most detections are false alarms wherever findings are rare, and a film without a detection"
-    yield "excludes nothing."
-    yield "- Calibrated means: for films like the validation films, at their prevalence. Another scanner,"
-    yield "clinic or population"
-    yield "  needs a calibration of its own (`python -m training.calibration`), another prevalence at least the dial"
-    yield "  (`modules/prevalence.py`)."
-    yield f"- A pathology with fewer than {MIN_POSITIVE_PATIENTS} positive validation patients is marked, and"
-    yield "never drives the risk."
-    yield "- A Grad-CAM map says what raised the score, not where a finding is."
-    yield "- All films are from one hospital, at 128 px or less. No other hospital was tried."
-    yield "- Not measured: lateral films, children as a group, films after 2015, CUDA and MPS devices."
 
 
 # ── Figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -114,9 +43,8 @@ def _discrimination(card: WeightsCard) -> Iterator[str]:
     yield "## Discrimination on the test films"
     yield ""
     yield (
-        f"Mean AUROC over {len(found['pathologies_in_mean'])} pathologies (without Pneumonia, which is "
-        f"confounded, and Hernia, "
-        f"which is too rare): **{with_interval(found['mean_auroc'], found['mean_auroc_interval'])}**. Over all "
+        f"Mean AUROC over {len(found['pathologies_in_mean'])} pathologies {words.left_out_of_the_mean(card)}: "
+        f"**{with_interval(found['mean_auroc'], found['mean_auroc_interval'])}**. Over all "
         f"{len(found['pathologies_measured'])}: "
         f"{with_interval(found['mean_auroc_of_all_measured'], found['mean_auroc_of_all_measured_interval'])}. With "
         f"one film a patient: "
@@ -148,14 +76,12 @@ def _points(card: WeightsCard) -> Iterator[str]:
     yield f"{card.operating_points}. On validation films, {validation['how']}:"
     yield ""
     rows = []
-    for output in card.outputs:
-        values = validation["pathologies"].get(output.label)
-        if values is None:
-            continue
-        measured = test["operating_points"][output.label] if test else None
+    for name, output in _served(card):
+        values = validation["pathologies"][name]
+        measured = test["operating_points"][name] if test else None
         rows.append(
             (
-                output.label + ("" if output.sufficient_data else " (insufficient data)"),
+                name + ("" if output.sufficient_data else " (insufficient data)"),
                 number(output.threshold),
                 with_interval(values["sensitivity"], values["sensitivity_95ci"]),
                 with_interval(values["specificity"], values["specificity_95ci"]),
@@ -189,6 +115,14 @@ def _points(card: WeightsCard) -> Iterator[str]:
             f"{share(shares['sent_to_review'])}."
         )
         yield ""
+
+
+def _served(card: WeightsCard) -> Iterator[tuple[str, CardOutput]]:
+    """Yield the outputs that are served, in the card's order, under the project's names."""
+    for output in card.outputs:
+        name = canonical_name(output.label)
+        if name is not None:
+            yield name, output
 
 
 def _dial_row(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -263,15 +197,11 @@ def _subgroups(card: WeightsCard) -> Iterator[str]:
 
 def _shortcuts(card: WeightsCard) -> Iterator[str]:
     test = card.metrics.get("test")
+    if not test and not words.trained_on_nih(card):
+        return
     yield "## Known shortcuts"
     yield ""
-    yield "Almost all films with Pneumonia come from a source of higher resolution: how sharp a film is tells"
-    yield "the label. In training, films"
-    yield "are reduced to 64 px at random; see under *input* what is done to every film that is served."
-    yield "Portable films (AP) are those of sicker"
-    yield "patients: part of every figure is the view. What scores that look at no pixel reach on the test"
-    yield "films (AUROC):"
-    yield ""
+    yield from words.shortcuts(card)
     if not test:
         return
     names = tuple(test["baselines"])
@@ -293,8 +223,9 @@ def _localisation(card: WeightsCard) -> Iterator[str]:
     everything = found["all"]
     yield "## Localisation"
     yield ""
+    boxes = "boxes of radiologists" if words.all_nih(card) else "boxes"
     yield (
-        f"Of {everything['boxes']} boxes of radiologists, the peak of the Grad-CAM map lies inside "
+        f"Of {everything['boxes']} {boxes}, the peak of the Grad-CAM map lies inside "
         f"{everything['pointed']} "
         f"({everything['pointed_and_detected']} of them with the finding detected, of "
         f"{everything['detected']} detected). The centre of the "
@@ -320,8 +251,11 @@ def _robustness(card: WeightsCard) -> Iterator[str]:
         return
     yield "## Robustness"
     yield ""
-    yield "How far a probability moves when the film is changed in a way that changes no finding; originals are"
-    yield "films of 1024 px, some of them training films:"
+    if card.metrics.get("originals"):
+        yield "How far a probability moves when the film is changed in a way that changes no finding; originals are"
+        yield "films of 1024 px, some of them training films:"
+    else:
+        yield "How far a probability moves when the film is changed in a way that changes no finding:"
     yield ""
     yield from table(("films", "change", "how many", "median", "largest"), rows)
 

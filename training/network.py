@@ -1,7 +1,8 @@
 """The network in training: built, started, and scored on films."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -10,28 +11,53 @@ import torch
 from torchvision.models import DenseNet
 
 from modules.cnn_model import untrained_network
+from modules.errors import WeightsError
 from modules.pathologies import NAMES
 from modules.records import FloatArray
 from modules.weights import Preprocessing, load_weights
 
 SCORING_BATCH = 32
+IMAGENET: Literal["imagenet"] = "imagenet"
+FIRST_CONVOLUTION = "features.conv0.weight"
 
 
-def make_network(initial_weights: Path | None) -> DenseNet:
-    """Build DenseNet-121 with one input channel and 14 outputs in our order: random, or from a weights folder.
+def make_network(start: Path | Literal["imagenet"] | None) -> DenseNet:
+    """Build DenseNet-121 with one input channel and 14 outputs in our order.
 
-    Raises WeightsError for a folder that does not fit.
+    It starts from a weights folder, from torchvision's ImageNet weights (downloaded once), or from random numbers.
+    Raises WeightsError for weights that do not fit or cannot be had.
     """
     network = untrained_network(len(NAMES))
-    if initial_weights is not None:
-        weights = load_weights(str(initial_weights))
-        tensors = dict(weights.tensors)
-        rows = [position for position, _ in weights.card.served]
-        for key in ("classifier.weight", "classifier.bias"):
-            tensors[key] = tensors[key][rows]
+    if start is not None:
+        tensors = _imagenet_tensors() if start == IMAGENET else _folder_tensors(Path(start))
         own = network.state_dict()
         network.load_state_dict({key: tensors.get(key, own[key]) for key in own})
     return network
+
+
+def _folder_tensors(folder: Path) -> Mapping[str, torch.Tensor]:
+    weights = load_weights(str(folder))
+    rows = [position for position, _ in weights.card.served]
+    classifier = {key: weights.tensors[key][rows] for key in ("classifier.weight", "classifier.bias")}
+    return {**weights.tensors, **classifier}
+
+
+def _imagenet_tensors() -> Mapping[str, torch.Tensor]:
+    """Return all layers but the classifier, whose classes are none of ours.
+
+    A grey film stands for a picture with three equal colours: the first filters are summed over them.
+    """
+    from torchvision.models import DenseNet121_Weights, densenet121
+
+    try:
+        tensors = densenet121(weights=DenseNet121_Weights.IMAGENET1K_V1).state_dict()
+    except (OSError, RuntimeError) as exc:  # no network, a proxy that refuses; a file that is not the published one
+        raise WeightsError(
+            f"torchvision's ImageNet weights (31 MB) could not be downloaded: {exc}. Where there is no network, start "
+            "from the shipped weights, or from scratch."
+        ) from exc
+    kept = {key: value for key, value in tensors.items() if not key.startswith("classifier.")}
+    return {**kept, FIRST_CONVOLUTION: kept[FIRST_CONVOLUTION].sum(dim=1, keepdim=True)}
 
 
 def as_input(films: Sequence[npt.NDArray[np.uint8]] | npt.NDArray[np.uint8], side: int) -> FloatArray:
@@ -47,9 +73,19 @@ def normalised(pixels: FloatArray, recipe: Preprocessing, device: torch.device) 
     return ((tensor - recipe.mean) / recipe.std).contiguous(memory_format=torch.channels_last)
 
 
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """Return the type of mixed precision on a device: bfloat16, float16 on GPUs that only imitate it, None on MPS."""
+    if device.type == "mps":
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16  # a T4, for one; its gradients are scaled, or small ones would become 0
+    return torch.bfloat16
+
+
 def autocast(device: torch.device) -> torch.autocast:
-    """Return the mixed precision of a device: bfloat16 on CPU and CUDA, float32 on MPS."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "mps")
+    """Return the context in which the network runs in the mixed precision of its device."""
+    dtype = half_precision(device)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def score_films(

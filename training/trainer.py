@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from modules.settings import PROJECT_ROOT
 from training.augmentation import augment, enlarge
 from training.config import Cycle, Recipe
 from training.film_store import FilmStore
-from training.network import autocast, make_network, normalised, score_films
+from training.network import IMAGENET, autocast, half_precision, make_network, normalised, score_films
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -136,9 +136,9 @@ class _Worker:
         self._train, self._val = stores["train"], stores["val"]
         self._device = torch.device(f"cuda:{rank}" if run.device == "cuda" else run.device)
         torch.manual_seed(self._recipe.seed)
-        initial = self._recipe.initial_weights
-        network = make_network(PROJECT_ROOT / initial if initial else None)
+        network = make_network(_start(self._recipe.initial_weights))
         self._network = network.to(self._device).to(memory_format=torch.channels_last)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=half_precision(self._device) is torch.float16)
         self._progress = Progress()
         batch = self._recipe.optimisation.batch
         self._steps_per_epoch = len(self._train) // batch
@@ -222,9 +222,11 @@ class _Worker:
         with autocast(self._device):
             logits = self._parallel(images)
         loss = masked_loss(logits, torch.from_numpy(labels).to(self._device))
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimiser)
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._recipe.optimisation.largest_gradient)
-        self._optimiser.step()
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
         self._optimiser.zero_grad(set_to_none=True)
         self._average.update_parameters(self._network)
         return float(loss.detach())
@@ -307,6 +309,7 @@ class _Worker:
                 "network": self._network.state_dict(),
                 "average": self._average.state_dict(),
                 "optimiser": self._optimiser.state_dict(),
+                "scaler": self._scaler.state_dict(),
                 "progress": vars(self._progress),
                 "recipe": self._recipe.model_dump_json(),
             }
@@ -324,6 +327,14 @@ class _Worker:
         self._enter_cycle(self._progress.cycle)
         self._average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state.get("scaler", {}))
+
+
+def _start(initial_weights: str | None) -> Path | Literal["imagenet"] | None:
+    """Return where the network of a recipe starts; folders are named from the project's."""
+    if initial_weights == IMAGENET or initial_weights is None:
+        return IMAGENET if initial_weights else None
+    return PROJECT_ROOT / initial_weights
 
 
 def write_log(rows: list[dict[str, float]], path: Path) -> None:
