@@ -81,6 +81,16 @@ def read_labels(path: Path) -> dict[str, LabelledFilm]:
     return rows
 
 
+def is_nih_table(path: Path) -> bool:
+    """Whether a table has the columns of ChestX-ray14, whatever its name; False for one that cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            columns = csv.DictReader(file, skipinitialspace=True).fieldnames or ()
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return NIH_COLUMNS[2] in [column.strip() for column in columns]
+
+
 def find_table(folder: Path) -> Path:
     """Return the table of labels in a folder; raises LabelsError when there is none, or more than one."""
     if not folder.is_dir():

@@ -24,6 +24,7 @@ from evaluation.scoring import (
     score_others,
     wanted_films,
 )
+from evaluation.splits import check_unseen
 from modules.cnn_model import CnnModel
 from modules.curves import CURVES_FILE
 from modules.quality import GATE_CARD, InputGate
@@ -76,7 +77,8 @@ def evaluate(options: Options) -> Evaluated:
     check_sources([*options.images, *([] if options.others is None else [options.others])])
     check_folder(options.out)
     first = options.images[0]
-    table = read_labels(options.labels or find_table(first if first.is_dir() else first.parent))
+    labels = options.labels or find_table(first if first.is_dir() else first.parent)
+    table = read_labels(labels)
     wanted = wanted_films(table, options.split, options.limit)
     boxes = () if options.boxes is None else read_boxes(options.boxes)
     readings = None if options.readings is None else read_readings(options.readings)
@@ -86,7 +88,9 @@ def evaluate(options: Options) -> Evaluated:
         reduce_to=options.reduce_to,
         findings_with_boxes=_findings(boxes, wanted),
     )
-    cnn, gate = CnnModel(load_weights(options.weights), options.device), InputGate.load()
+    weights = load_weights(options.weights)
+    check_unseen(weights.card.sha256, labels, options.split)
+    cnn, gate = CnnModel(weights, options.device), InputGate.load()
     log = ScoreLog(options.out, conditions(cnn, gate, work, options.split))
     score(cnn, gate, work, log)
     if options.others is not None:

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.films import LabelledFilm, LabelsError, image_names, read_labels
+from evaluation.films import LabelledFilm, LabelsError, image_names, is_nih_table, read_labels
 from modules.pathologies import NAMES
+from modules.weights import EMBEDDED_WEIGHTS, read_card
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the patients; chosen, not fitted
-NIH_TABLE = "Data_Entry_2017"  # how the name of ChestX-ray14's table begins
 HALVES = {"val": 0.5, "test": 0.5}
 COLUMNS = ("image", "patient", "split", "view", "sex", "age", "native_px")
 
@@ -50,20 +50,26 @@ def read_split(labels: Path, images: Sequence[Path] | None = None) -> dict[str, 
         table = {name: film for name, film in table.items() if name in found}
         if not table:
             raise LabelsError(f"No film of {labels} is in {', '.join(map(str, images))}: are these the file names?")
-    return split_test_list(table) if labels.name.startswith(NIH_TABLE) else split_by_patient(table)
+    return split_test_list(table) if is_nih_table(labels) else split_by_patient(table)
 
 
 def split_by_patient(table: Mapping[str, LabelledFilm]) -> dict[str, LabelledFilm]:
     """Divide a table that names no split; one that names train, val and test keeps them.
 
-    One without val gets it from the patients of train. Raises LabelsError when train or test alone is missing.
+    One without val gets it from the patients of train. Raises LabelsError when train or test alone is missing, for
+    other names, and for a patient in two splits.
     """
     named = {film.split for film in table.values()} - {""}
+    if unknown := sorted(named - SHARES.keys()):
+        raise LabelsError(f"The table has a split {unknown[0]!r}: the names are {', '.join(SHARES)}.")
     if not named:
         return _with_split(table, {film.patient: _drawn(film.patient, SHARES) for film in table.values()})
     if not {"train", "test"} <= named:
         raise LabelsError(f"The table has the splits {', '.join(sorted(named))}: it needs train and test, or none.")
-    split_of = {film.patient: film.split for film in table.values()}
+    split_of: dict[str, str] = {}
+    for film in table.values():
+        if split_of.setdefault(film.patient, film.split) != film.split:
+            raise LabelsError(f"The patient of {film.image} is in two splits of the table, or one film is in none.")
     if "val" not in named:
         shares = {"val": SHARES["val"], "train": 1.0 - SHARES["val"]}
         split_of |= {patient: _drawn(patient, shares) for patient, split in split_of.items() if split == "train"}
@@ -82,6 +88,19 @@ def split_test_list(table: Mapping[str, LabelledFilm]) -> dict[str, LabelledFilm
         raise LabelsError("Too few of these patients are of the official test list for validation and test.")
     others = {film.patient: "train" for film in table.values() if film.split in {"train", "val"}}
     return _with_split(table, {**others, **halves})
+
+
+def check_unseen(sha256: str, labels: Path, split: str | None) -> None:
+    """Raise LabelsError for the project's own weights on films of ChestX-ray14 beyond its official test list.
+
+    They were trained on patients of the training list: every figure would be too good.
+    """
+    own = (EMBEDDED_WEIGHTS, EMBEDDED_WEIGHTS / "first")
+    if split != "test" and is_nih_table(labels) and sha256 in {read_card(folder).sha256 for folder in own}:
+        raise LabelsError(
+            f"The shipped weights were trained on patients of the training list of {labels}: use --split test, or a "
+            "table that python -m evaluation.splits wrote."
+        )
 
 
 def write_labels(films: Iterable[LabelledFilm], path: Path) -> None:

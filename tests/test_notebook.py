@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import json
 import re
 import textwrap
@@ -137,10 +138,11 @@ def test_it_ends_with_weights_that_the_server_loads(work: tuple[Path, str]) -> N
 def test_it_measures_test_patients_alone_and_writes_the_report(work: tuple[Path, str]) -> None:
     folder, words = work
     table = read_labels(folder / "labels.csv")
-    metrics = json.loads((folder / "test" / "metrics.json").read_text("utf-8"))
+    (tested,) = folder.glob("test-????????")
+    metrics = json.loads((tested / "metrics.json").read_text("utf-8"))
     assert metrics["counts"]["films"] == counts(table)["test"][0]
     assert metrics["weights_sha256"] == load_weights(str(folder / "weights")).card.sha256
-    report = (folder / "test" / "report.html").read_text("utf-8")
+    report = (tested / "report.html").read_text("utf-8")
     assert "Confusion matrix" in report
     assert "Mean AUROC without Pneumonia and Hernia" in words
 
@@ -163,7 +165,6 @@ COLAB_FILES = {
     "kagglehub.py": """
         import os
         def dataset_download(handle, path=None):
-            assert os.environ["KAGGLE_KEY"] == "secret KAGGLE_KEY"
             return os.path.join(os.environ["KAGGLE_FILES"], path or "sample")
     """,
     # Python runs this first: what the cells would install is written down instead
@@ -187,12 +188,13 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(source))
     kaggle = tmp_path / "kaggle"
-    draw(["--out", str(kaggle / "sample"), "--count", "30", "--size", "64", "--seed", "5"])
+    draw(["--out", str(kaggle / "sample"), "--count", "60", "--size", "64", "--seed", "5"])
     films = list(read_labels(kaggle / "sample" / "labels.csv"))
     (kaggle / "sample" / "labels.csv").unlink()
     for official, patients in (("train_val_list.txt", range(1, 6)), ("test_list.txt", range(6, 100))):
         (kaggle / official).write_text("\n".join(name for name in films if int(name[:8]) in patients))
-    rows = [f"{name},No Finding,{int(name[:8])},58,F" for name in [*films, "00099999_000.png"]]
+    found = itertools.cycle(("Effusion|Mass", "No Finding"))
+    rows = [f"{name},{next(found)},{int(name[:8])},58,F" for name in [*films, "00099999_000.png"]]
     header = "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender"
     (kaggle / "Data_Entry_2017.csv").write_text("\n".join([header, *rows]))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "colab"))
@@ -223,21 +225,22 @@ def test_in_colab_a_zip_of_the_project_and_kaggles_films_are_enough(
     )
     filled = nbformat.from_dict(cells[set_up])
     filled.source = filled.source.replace('PROJECT = ""', 'PROJECT = "project.zip"')
-    chosen = nbformat.v4.new_code_cell('SOURCE = "kaggle"')
+    chosen = nbformat.from_dict(cells[PARAMETERS])
+    chosen.source = chosen.source.replace('SOURCE = "drawn"', 'SOURCE = "kaggle"')
     made = nbformat.v4.new_code_cell(
         "from modules.pipeline import Pipeline\nweights = folder / 'assets' / 'weights'\n"
-        "settings = lambda reader: Settings(medgemma_mode=reader)\n"
+        "settings = lambda reader: Settings(medgemma_mode=reader)\nshown_as = 'weights'\n"
     )
-    done = run([filled, cells[PARAMETERS], chosen, cells[data], made, cells[last]], session, colab, monkeypatch)
+    done = run([filled, chosen, cells[data], made, cells[last]], session, colab, monkeypatch)
     words = said(done)
     installed = re.search(r"command .* -m pip install --quiet (.*)", words)
     assert installed is not None
     packages = installed[1].split()
-    assert "kagglehub" in packages
+    assert "-m pip install --quiet kagglehub" in words
     assert any(package.startswith("pydicom>=") for package in packages)
     assert not any(package.startswith("torch") for package in packages)
-    table = read_labels(session / "runs" / "notebook" / "labels.csv")
-    assert len(table) == 30
+    table = read_labels(session / "runs" / "notebook-kaggle-shipped-224px" / "labels.csv")
+    assert len(table) == 60
     assert {film.patient for film in table.values() if film.split == "train"} == {str(n) for n in range(1, 6)}
     assert "downloaded" in words
     assert "weights.zip" in words

@@ -3,12 +3,16 @@
 import csv
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from evaluation.__main__ import main as evaluate
 from evaluation.films import LabelledFilm, LabelsError, read_labels
-from evaluation.splits import counts, main, read_split, split_by_patient, split_test_list, write_labels
+from evaluation.splits import check_unseen, counts, main, read_split, split_by_patient, split_test_list, write_labels
+from modules.weights import EMBEDDED_WEIGHTS, read_card
+from training.calibration import main as calibrate
 
 LABELS = (1.0, 0.0, math.nan, *(0.0,) * 11)
 
@@ -47,10 +51,18 @@ def test_a_table_with_splits_keeps_them_and_one_without_val_takes_it_from_train(
     assert all(len(splits) == 1 for splits in splits_of_patients(divided).values())
 
 
-@pytest.mark.parametrize("splits", [("train", "val"), ("test",), ("holdout",)])
+@pytest.mark.parametrize("splits", [("train", "val"), ("test",), ("holdout",), ("train", "test", "valid")])
 def test_a_table_that_names_some_splits_only_is_refused(splits: tuple[str, ...]) -> None:
-    with pytest.raises(LabelsError, match=splits[0]):
+    with pytest.raises(LabelsError, match=splits[-1]):
         split_by_patient(table(*splits))
+
+
+@pytest.mark.parametrize("other", ["test", ""])
+def test_a_patient_in_two_splits_is_refused(other: str) -> None:
+    films = table("train", "test")
+    films["0_1.png"] = replace(films["0_1.png"], split=other)
+    with pytest.raises(LabelsError, match=r"patient of 0_1\.png"):
+        split_by_patient(films)
 
 
 def test_of_chestxray14_only_the_official_test_list_is_measured() -> None:
@@ -105,6 +117,24 @@ def test_the_command_writes_a_table_of_the_films_that_are_there(
     assert counts(written) == counts(read_split(labels, [films]))
     assert counts(written)["train"] == (1, 1)
     assert "train: 1 films of 1 patients" in capsys.readouterr().out
+
+
+def test_the_shipped_weights_are_never_measured_on_patients_of_the_training_list(tmp_path: Path) -> None:
+    known = nih_download(tmp_path).rename(tmp_path / "sample_labels.csv")  # by its columns, whatever its name
+    for folder in (EMBEDDED_WEIGHTS, EMBEDDED_WEIGHTS / "first"):
+        sha256 = read_card(folder).sha256
+        check_unseen(sha256, known, "test")
+        for split in ("train", "val", None):
+            with pytest.raises(LabelsError, match="--split test"):
+                check_unseen(sha256, known, split)
+    check_unseen("0" * 64, known, "val")
+    assert {film.split for film in read_split(known).values()} == {"train", "val", "test"}
+    main(["--labels", str(known), "--out", str(tmp_path / "labels.csv")])
+    check_unseen(read_card(EMBEDDED_WEIGHTS).sha256, tmp_path / "labels.csv", "val")
+    arguments = ["--images", str(tmp_path), "--labels", str(known), "--out", str(tmp_path / "out")]
+    for command in (evaluate, calibrate):
+        with pytest.raises(SystemExit, match="training list"):
+            command(arguments)
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

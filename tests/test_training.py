@@ -332,6 +332,17 @@ def test_a_checkpoint_of_another_recipe_is_not_continued(films: Path, tmp_path: 
         trainer.train(Run(tiny(initial_weights=None, seed=1), tmp_path, "cpu", 1), stores)
 
 
+def test_a_checkpoint_of_other_films_is_not_continued(films: Path, tmp_path: Path) -> None:
+    table = read_labels(films / "labels.csv")
+    recipe = tiny(initial_weights=None, cycles=cycles(1))
+    run = Run(recipe, tmp_path, "cpu", 1)
+    trainer.train(run, load_stores([films], table, ("train", "val"), 32, 16))
+    dropped = next(name for name, row in table.items() if row.split == "train")
+    changed = {name: row for name, row in table.items() if name != dropped}
+    with pytest.raises(SystemExit, match="other films"):
+        trainer.train(run, load_stores([films], changed, ("train", "val"), 32, 16))
+
+
 def test_patience_ends_a_run_that_no_longer_improves(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

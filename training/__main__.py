@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from evaluation.films import LabelsError, check_sources, find_table, read_labels
+from evaluation.films import LabelsError, check_sources, find_table, is_nih_table, read_labels
 from evaluation.output import OutputError, check_folder
-from evaluation.splits import NIH_TABLE
 from modules.errors import ConfigurationError
 from training.config import RECIPE, STARTS, Recipe, RecipeError, read_recipe, starting_from
 from training.export import export
 from training.film_store import load_stores
 from training.network import IMAGENET
-from training.provenance import NIH, stated
+from training.provenance import stated
 from training.trainer import Run, train
 
 
@@ -38,8 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         device = args.device or best_device()
         processes = args.processes or (recipe.processes if device == "cpu" else 1)
         best = train(Run(recipe, args.out, device, processes), stores)
-        is_nih = args.nih or labels.name.startswith(NIH_TABLE)
-        provenance = NIH if is_nih else stated(args.data_name, args.licence, args.citation)
+        provenance = stated(args.data_name, args.licence, args.citation, is_nih=args.nih or is_nih_table(labels))
         card = export(best, recipe, stores, args.out, provenance)
     except (LabelsError, RecipeError, OutputError, ConfigurationError, OSError) as exc:
         raise SystemExit(f"python -m training: {exc}") from exc
@@ -48,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _refuse_known_patients(recipe: Recipe, labels: Path) -> None:
     """Refuse the full download for a recipe whose initial weights were trained on some of its validation patients."""
-    if recipe.initial_weights not in {None, IMAGENET} and labels.name.startswith(NIH_TABLE):
+    if recipe.initial_weights not in {None, IMAGENET} and is_nih_table(labels):
         raise RecipeError(
             f"{labels}: validation patients are chosen among those of the training list here, and "
             f"{recipe.initial_weights} may have been trained on some of them: every figure would be too good. Write a "

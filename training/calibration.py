@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from evaluation.films import LabelledFilm, LabelsError, check_sources, decode, image_files, is_archive, read_labels
 from evaluation.output import OutputError, check_folder, write, write_text
+from evaluation.splits import check_unseen
 from modules.cnn_model import CnnModel, preprocess
 from modules.errors import ConfigurationError
 from modules.pathologies import NAMES, canonical_name
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         if not source.is_file():
             raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is none.")
         table = read_labels(args.labels)
+        check_unseen(weights.card.sha256, args.labels, args.split)
         check_labels(table, args.split)
         scored = score(CnnModel(weights, args.device), args.images, table, args.split)
         named = weights.card.model_copy(update={"name": args.name or weights.card.name})

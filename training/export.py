@@ -81,4 +81,4 @@ def _words(recipe: Recipe) -> str:
     )
     start = f"from {recipe.initial_weights}" if recipe.initial_weights else "from scratch"
     epochs = "; then ".join(cycles)
-    return f"python -m training with recipe {recipe.name} (seed {recipe.seed}), {start}; epochs: {epochs}"
+    return f"recipe {recipe.name} (seed {recipe.seed}), {start}; epochs: {epochs}"

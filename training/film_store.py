@@ -1,5 +1,6 @@
 """Training films in memory, small and ready."""
 
+import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,13 @@ class FilmStore:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def sha256(self) -> str:
+        """Return a hash of everything that is trained on or measured."""
+        digest = hashlib.sha256(repr([(row.image, row.patient) for row in self.rows]).encode())
+        for array in (self.films, self.reduced, self.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 def load_stores(

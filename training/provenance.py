@@ -23,7 +23,7 @@ UNSTATED = Provenance(
 )
 NIH = Provenance(
     data="NIH ChestX-ray14",
-    licence="MIT",
+    licence=UNSTATED.licence,
     citation="Wang X, et al. ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks. CVPR 2017. "
     "The NIH Clinical Center provides the data.",
 )
@@ -34,9 +34,12 @@ IMAGENET = Provenance(
 )
 
 
-def stated(data: str | None, licence: str | None, citation: str | None) -> Provenance:
-    """Return what was stated, and in place of the rest that it was not."""
-    return Provenance(data or UNSTATED.data, licence or UNSTATED.licence, citation or UNSTATED.citation)
+def stated(
+    data: str | None = None, licence: str | None = None, citation: str | None = None, *, is_nih: bool = False
+) -> Provenance:
+    """Return what was stated, in place of the rest what is known of the NIH's films, or that nobody stated it."""
+    known = NIH if is_nih else UNSTATED
+    return Provenance(data or known.data, licence or known.licence, citation or known.citation)
 
 
 def of_start(initial_weights: str | None) -> Provenance | None:

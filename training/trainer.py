@@ -134,6 +134,7 @@ class _Worker:
     def __init__(self, rank: int, run: Run, stores: dict[str, FilmStore]) -> None:
         self._rank, self._run, self._recipe = rank, run, run.recipe
         self._train, self._val = stores["train"], stores["val"]
+        self._films = {split: store.sha256() for split, store in stores.items()}
         self._device = torch.device(f"cuda:{rank}" if run.device == "cuda" else run.device)
         torch.manual_seed(self._recipe.seed)
         network = make_network(_start(self._recipe.initial_weights))
@@ -312,6 +313,7 @@ class _Worker:
                 "scaler": self._scaler.state_dict(),
                 "progress": vars(self._progress),
                 "recipe": self._recipe.model_dump_json(),
+                "films": self._films,
             }
             _write(state, self._run.folder / CHECKPOINT)
 
@@ -322,6 +324,8 @@ class _Worker:
         state = torch.load(path, map_location=self._device, weights_only=True)
         if state["recipe"] != self._recipe.model_dump_json():
             raise SystemExit(f"{path} is of another recipe: choose another --out, or delete the file to start anew.")
+        if state.get("films") != self._films:
+            raise SystemExit(f"{path} is of other films: choose another --out, or delete the file to start anew.")
         self._progress = Progress(**state["progress"])
         self._network.load_state_dict(state["network"])
         self._enter_cycle(self._progress.cycle)
