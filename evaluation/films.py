@@ -6,17 +6,15 @@ full ChestX-ray14 download, with its two lists of the official split beside it.
 
 import csv
 import hashlib
-import lzma
 import math
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from modules.archives import ZIP_ERRORS
 from modules.errors import ImageError
 from modules.images import open_image
 from modules.pathologies import NAMES, canonical_name
@@ -25,18 +23,6 @@ from modules.records import Radiograph
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
 MAX_FILE_BYTES = 50 << 20  # of one image, unpacked; the limit of the API's uploads
 TOO_LARGE = f"larger than {MAX_FILE_BYTES >> 20} MiB"
-# What opening or unpacking a zip archive from anywhere can raise beside OSError: damaged, encrypted, of a kind that is
-# not read, with names that are no text, or claiming a size that no memory holds.
-ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    MemoryError,
-)
 NIH_COLUMNS = ("Image Index", "Patient ID", "Finding Labels")
 NO_FINDING = "no finding"
 VALIDATION_SHARE = 0.125  # of the patients of the official training list, where a table has no validation split
