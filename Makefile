@@ -10,7 +10,7 @@ WHEEL_VENV := .venv-wheel
 READ_SAMPLE := from modules.pipeline import Pipeline; from modules.settings import PROJECT_ROOT, Settings; \
   pipeline = Pipeline.from_settings(Settings(medgemma_mode="dummy")); \
   print(pipeline.analyze((PROJECT_ROOT / "assets" / "sample_xray.png").read_bytes(), "").risk_level)
-PACKAGES := main.py app.py launcher.py medgemma.py api modules dashboard evaluation training synthetic benchmarks
+PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format benchmark notebook sample medgemma check-medgemma wheel check-wheel clean

@@ -178,7 +178,7 @@ def test_the_installed_pipeline_reads_its_sample_with_the_settings_of_the_curren
     assert names == list(NAMES)
 
 
-@pytest.mark.parametrize("module", ["evaluation", "training"])
+@pytest.mark.parametrize("module", ["batch", "evaluation", "training"])
 def test_an_installed_program_says_how_it_is_used(site: Path, tmp_path: Path, module: str) -> None:
     said = run([sys.executable, "-P", "-m", module, "--help"], tmp_path, PYTHONPATH=str(site))
     assert said.startswith(f"usage: python -m {module}")

@@ -12,7 +12,7 @@ import pytest
 
 from modules.settings import PROJECT_ROOT
 
-PACKAGES = ("api", "benchmarks", "dashboard", "evaluation", "modules", "synthetic", "training")
+PACKAGES = ("api", "batch", "benchmarks", "dashboard", "evaluation", "modules", "synthetic", "training")
 PROGRAMS = ("app", "launcher", "main", "medgemma")
 OWN = frozenset((*PACKAGES, *PROGRAMS, "tests"))
 MAX_LINES = 400  # a file that one reads in one sitting
@@ -24,6 +24,7 @@ HEAVY = frozenset({"torch", "torchvision", "torchxrayvision", "transformers", "m
 FORBIDDEN = {
     "modules": HTTP | (OWN - {"modules"}) | {"streamlit"},
     "api": HEAVY | (OWN - {"api", "modules"}) | {"streamlit"},
+    "batch": HTTP | (OWN - {"batch", "main", "modules"}) | {"streamlit"},
     "dashboard": HTTP | HEAVY | (OWN - {"dashboard", "modules"}),
     "main": HEAVY | (OWN - {"api", "modules"}) | {"streamlit"},
     "app": HTTP | HEAVY | (OWN - {"dashboard", "modules"}),
@@ -99,6 +100,7 @@ def loaded_by(statement: str, **environment: str) -> set[str]:
         ("import modules.records", HEAVY | HTTP | {"streamlit", "cv2", "pydicom"}),
         ("import dashboard.client", HEAVY | HTTP | {"streamlit", "cv2", "pydicom"}),
         ("import main", HEAVY | {"streamlit"}),
+        ("import batch.command", HEAVY | HTTP | {"streamlit", "pyarrow", "cv2"}),  # each worker loads its own
     ],
 )
 def test_an_import_loads_nothing_heavy(statement: str, unwanted: frozenset[str]) -> None:
@@ -169,7 +171,7 @@ def test_a_module_is_a_file_that_one_reads_in_one_sitting() -> None:
 
 
 def test_nothing_is_printed_by_the_server_the_stages_or_the_dashboard() -> None:
-    files = sources("api", "dashboard", "modules", "main", "app")
+    files = sources("api", "batch", "dashboard", "modules", "main", "app")
     printing = {str(path): list(calls_of_print(path.read_text("utf-8"))) for path in files}
     assert {path: lines for path, lines in printing.items() if lines} == {}
     assert list(calls_of_print("x = 1\nif x:\n    print(x)")) == [3]
