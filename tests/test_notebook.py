@@ -123,7 +123,8 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[tuple
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COLAB_RELEASE_TAG", raising=False)
-        yield folder, said(run(NOTEBOOK.cells, PROJECT_ROOT, small, patch))
+        words = said(run(NOTEBOOK.cells, PROJECT_ROOT, small, patch))
+    yield folder, words  # the switch is off again: the tests below run as Colab would
 
 
 def test_it_ends_with_weights_that_the_server_loads(work: tuple[Path, str]) -> None:
