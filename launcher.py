@@ -16,7 +16,7 @@ from types import FrameType
 import httpx
 from pydantic import ValidationError
 
-from modules.settings import PROJECT_ROOT, SETTINGS_FOLDER, Settings
+from modules.settings import PROJECT_ROOT, SETTINGS_FOLDER, Settings, wrong_settings
 
 DASHBOARD_HOST = "127.0.0.1"
 # A fresh machine compiles and loads the deep-learning packages from a cold disk first.
@@ -266,8 +266,8 @@ def main() -> int:
     try:
         settings = Settings()
     except ValidationError as exc:
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            sys.stderr.write(f"{'.'.join(map(str, error['loc'])).upper()}: {error['msg']}\n")
+        for wrong in wrong_settings(exc):
+            sys.stderr.write(f"{wrong}\n")
         sys.stderr.write(f"Correct this in the environment or in {(SETTINGS_FOLDER / '.env').resolve()}.\n")
         return 1
     launcher = Launcher(services(settings))

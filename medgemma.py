@@ -22,7 +22,7 @@ from modules.reasoners.local import LocalWriter
 from modules.reasoners.local_model import engine_of, model_of
 from modules.reasoners.replies import ReplyError, parse_clinical, parse_film
 from modules.reasoners.turns import Generation, Turn
-from modules.settings import PROJECT_ROOT, Settings
+from modules.settings import PROJECT_ROOT, Settings, wrong_settings
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -42,8 +42,8 @@ def main() -> int:
     try:
         settings = Settings()
     except ValidationError as exc:
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            _say(f"{'.'.join(map(str, error['loc'])).upper()}: {error['msg']}")
+        for wrong in wrong_settings(exc):
+            _say(wrong)
         return 1
     try:
         return download(settings) if command == "download" else check(settings)

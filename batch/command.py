@@ -22,7 +22,7 @@ from batch.reading import Loaded, Recipe
 from batch.rows import Row, Status, model_columns
 from batch.sources import Film, Listing, SourceError, list_films, with_symptoms
 from batch.tables import TableError, suffixes, write_table
-from modules.settings import Settings
+from modules.settings import Settings, wrong_settings
 
 ALL_READ, COULD_NOT_RUN, SOME_NOT_READ, STOPPED = 0, 1, 3, 130
 FILM_LIMIT_S = 300.0  # chosen, not fitted: a film takes a second, and a decoder in a process of its own at most 20
@@ -225,8 +225,7 @@ def _settings(*, reader: bool) -> Settings:
     try:
         return Settings(**only_template)
     except ValidationError as exc:
-        error = exc.errors()[0]
-        raise CannotRun(f"the setting {'.'.join(map(str, error['loc'])).upper()}: {error['msg']}.") from exc
+        raise CannotRun(f"the setting {wrong_settings(exc)[0]}.") from exc
 
 
 def _begun(options: Options, settings: Settings, listing: Listing, version: str) -> Begun:

@@ -11,7 +11,7 @@ from dashboard.compare import show_comparison
 from dashboard.elements import plain
 from dashboard.session import Session
 from modules.records import DISCLAIMER
-from modules.settings import Settings
+from modules.settings import Settings, wrong_settings
 
 TITLE = "Chest-radiograph assistant"
 # Constant: Streamlit's own margins take a fifth of a laptop's screen. No value of any data reaches it.
@@ -96,8 +96,8 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         st.error("The settings cannot be used. Correct them in the environment or in .env, then restart.")
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            plain(f"{'.'.join(map(str, error['loc'])).upper()}: {error['msg']}")
+        for wrong in wrong_settings(exc):
+            plain(wrong)
         st.stop()
 
 

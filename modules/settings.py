@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -142,3 +142,9 @@ class Settings(BaseSettings):
             return self.backend_url.rstrip("/")
         host = "127.0.0.1" if self.backend_host in ("0.0.0.0", "::") else self.backend_host
         return f"http://[{host}]:{self.backend_port}" if ":" in host else f"http://{host}:{self.backend_port}"
+
+
+def wrong_settings(exc: ValidationError) -> list[str]:
+    """Return for each setting that was refused its name and why, without its value: it may be a key."""
+    errors = exc.errors(include_url=False, include_input=False, include_context=False)
+    return [f"{'.'.join(map(str, error['loc'])).upper()}: {error['msg']}" for error in errors]

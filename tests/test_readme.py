@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from api.problems import STATUS
+from benchmarks.servers import free_port
 from main import create_app
 from modules.answers import Analysis
 from modules.events import EVENT_RECORDS
@@ -92,13 +92,6 @@ def without_settings() -> dict[str, str]:
     """What a shell of this machine sets must not change what the commands do."""
     ours = {name.upper() for name in Settings.model_fields}
     return {k: v for k, v in os.environ.items() if k.upper() not in ours} | {"MEDGEMMA_MODE": "dummy"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def serve(command: str, port: int, path: str, *options: str) -> Iterator[str]:

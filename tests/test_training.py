@@ -22,9 +22,9 @@ from training import network as network_module
 from training import trainer
 from training.__main__ import main
 from training.augmentation import augment, enlarge
-from training.config import RECIPE, Recipe, RecipeError, read_recipe
+from training.config import IMAGENET, RECIPE, Recipe, RecipeError, read_recipe
 from training.film_store import load_stores
-from training.network import IMAGENET, as_input, half_precision, make_network
+from training.network import as_input, half_precision, make_network
 from training.trainer import Run, learning_rate, masked_loss, mean_auroc
 
 SHIPPED = read_recipe(RECIPE)

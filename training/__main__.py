@@ -9,10 +9,9 @@ import torch
 from evaluation.films import LabelsError, check_sources, find_table, is_nih_table, read_labels
 from evaluation.output import OutputError, check_folder
 from modules.errors import ConfigurationError
-from training.config import RECIPE, STARTS, Recipe, RecipeError, read_recipe, starting_from
+from training.config import IMAGENET, RECIPE, STARTS, Recipe, RecipeError, read_recipe, starting_from
 from training.export import export
 from training.film_store import load_stores
-from training.network import IMAGENET
 from training.provenance import stated
 from training.trainer import Run, train
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -10,9 +10,10 @@ from modules.records import Record
 from modules.settings import PROJECT_ROOT
 from modules.weights import Preprocessing
 
+IMAGENET: Literal["imagenet"] = "imagenet"
 RECIPE = PROJECT_ROOT / "training" / "cxr14.toml"
 # What a run can start from, as a recipe names it.
-STARTS: dict[str, str | None] = {"shipped": "assets/weights", "imagenet": "imagenet", "scratch": None}
+STARTS: dict[str, str | None] = {"shipped": "assets/weights", IMAGENET: IMAGENET, "scratch": None}
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]

@@ -15,9 +15,9 @@ from modules.errors import WeightsError
 from modules.pathologies import NAMES
 from modules.records import FloatArray
 from modules.weights import Preprocessing, load_weights
+from training.config import IMAGENET
 
 SCORING_BATCH = 32
-IMAGENET: Literal["imagenet"] = "imagenet"
 FIRST_CONVOLUTION = "features.conv0.weight"
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from modules.errors import WeightsError
 from modules.settings import PROJECT_ROOT
 from modules.weights import read_card
+from training.config import IMAGENET
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ NIH = Provenance(
     citation="Wang X, et al. ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks. CVPR 2017. "
     "The NIH Clinical Center provides the data.",
 )
-IMAGENET = Provenance(
+PHOTOGRAPHS = Provenance(
     data="ImageNet, photographs and no films",
     licence="torchvision's, and the terms of ImageNet",
     citation="Russakovsky O, et al. ImageNet Large Scale Visual Recognition Challenge. IJCV 2015.",
@@ -46,8 +47,8 @@ def of_start(initial_weights: str | None) -> Provenance | None:
     """Return what stands behind the weights that a recipe starts from; None for random ones."""
     if initial_weights is None:
         return None
-    if initial_weights == "imagenet":  # as recipes name torchvision's weights
-        return IMAGENET
+    if initial_weights == IMAGENET:
+        return PHOTOGRAPHS
     try:
         card = read_card(PROJECT_ROOT / initial_weights)
     except WeightsError:  # trained elsewhere, or the folder is gone since

@@ -23,9 +23,9 @@ from modules.pathologies import NAMES
 from modules.records import FloatArray
 from modules.settings import PROJECT_ROOT
 from training.augmentation import augment, enlarge
-from training.config import Cycle, Recipe
+from training.config import IMAGENET, Cycle, Recipe
 from training.film_store import FilmStore
-from training.network import IMAGENET, autocast, half_precision, make_network, normalised, score_films
+from training.network import autocast, half_precision, make_network, normalised, score_films
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
