@@ -26,6 +26,8 @@ from torch import nn
 from benchmarks.servers import api_server, free_port
 from modules import explainability
 from modules.cnn_model import CnnModel, preprocess
+from modules.engines.densenet import served_tensors
+from modules.engines.pytorch import PytorchEngine
 from modules.images import open_image
 from modules.pathologies import NAMES
 from modules.records import Radiograph
@@ -48,34 +50,47 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _cnn_ratios(radiograph: Radiograph, rounds: int) -> dict[str, Any]:
-    single = CnnModel(load_weights("embedded"), mirror_check=False)
-    mirrored = CnnModel(load_weights("embedded"))
-    network = single._network
-    image = torch.from_numpy(preprocess(radiograph, single.card.preprocessing)[np.newaxis])
-    image = image.contiguous(memory_format=torch.channels_last).to(single._device)
+    weights = load_weights("embedded")
+    single = CnnModel(weights, mirror_check=False)
+    mirrored = CnnModel(weights)
+    served = CnnModel(weights, engine="auto", mirror_check=False)
+    served_mirrored = CnnModel(weights, engine="auto")
+    network = PytorchEngine(served_tensors(weights), single.engine.device).network
+    plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    plain_image = torch.from_numpy(preprocess(radiograph, single.card.preprocessing)[np.newaxis])
+    plain_image = plain_image.to(single.engine.device)
+    image = plain_image.contiguous(memory_format=torch.channels_last)
+
+    def eager() -> None:
+        with torch.inference_mode():
+            plain(plain_image)
 
     def bare() -> None:
         with torch.inference_mode():
             network(image)
 
-    def findings_and_maps() -> None:
-        prediction = single.predict(radiograph)
-        _ = prediction.probabilities
-        explainability.calibrated_maps(prediction)
+    def findings_and_maps(cnn: CnnModel) -> Callable[[], None]:
+        def work() -> None:
+            prediction = cnn.predict(radiograph)
+            _ = prediction.probabilities
+            explainability.calibrated_maps(prediction)
 
-    def with_mirror_check() -> None:
-        prediction = mirrored.predict(radiograph)
-        explainability.calibrated_maps(prediction)
+        return work
 
     grad_cam = _PytorchGradCam(network, image)
     hooked = _DeepCopyGradCam(network, image)
+    both = findings_and_maps(single)
+    engine = f"findings + 14 maps, served by {served.engine.name}"
     return {
-        "probabilities + 14 maps / bare forward pass": _ratio(findings_and_maps, bare, rounds),
-        "the same with the mirror check / bare forward pass": _ratio(with_mirror_check, bare, rounds),
-        "14 maps by pytorch-grad-cam / probabilities + 14 maps": _ratio(
-            grad_cam.all_maps, findings_and_maps, rounds // 3
+        f"{engine} / PyTorch eager's bare forward pass": _ratio(findings_and_maps(served), eager, rounds),
+        f"{engine} / the same pass, channels last": _ratio(findings_and_maps(served), bare, rounds),
+        f"{engine}, with the mirror check / PyTorch's, with the mirror check": _ratio(
+            findings_and_maps(served_mirrored), findings_and_maps(mirrored), rounds
         ),
-        "1 map by deep copy and hooks / probabilities + 14 maps": _ratio(hooked.one_map, findings_and_maps, rounds),
+        "probabilities + 14 maps / bare forward pass": _ratio(both, bare, rounds),
+        "the same with the mirror check / bare forward pass": _ratio(findings_and_maps(mirrored), bare, rounds),
+        "14 maps by pytorch-grad-cam / probabilities + 14 maps": _ratio(grad_cam.all_maps, both, rounds // 3),
+        "1 map by deep copy and hooks / probabilities + 14 maps": _ratio(hooked.one_map, both, rounds),
     }
 
 

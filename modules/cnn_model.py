@@ -1,18 +1,17 @@
 """Stage 1: DenseNet-121 (Huang et al., CVPR 2017) over a radiograph, with calibrated outputs."""
 
-import os
-from typing import TYPE_CHECKING
+import functools
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from modules.errors import ConfigurationError, WeightsError
+from modules.engines.base import EngineChoice
+from modules.engines.choice import make_engine
+from modules.engines.densenet import CLASSIFIER_WEIGHT
+from modules.errors import WeightsError
 from modules.records import CnnPrediction, FloatArray, GridToImage, ModelInfo, Radiograph
 from modules.weights import Preprocessing, Weights
-
-if TYPE_CHECKING:
-    import torch
-    from torchvision.models import DenseNet
 
 
 def preprocess(radiograph: Radiograph, recipe: Preprocessing) -> FloatArray:
@@ -59,19 +58,23 @@ def _resize(pixels: FloatArray, side: int, enlarge_by: int) -> FloatArray:
 
 
 class CnnModel:
-    """The network, its card and its device. `predict` may be called from several threads at once."""
+    """The network, its card and its engine. `predict` may be called from several threads at once."""
 
-    def __init__(self, weights: Weights, device: str = "auto", *, mirror_check: bool = True) -> None:
-        # Without this, OpenMP's waiting threads spin beside other load and one film can take seconds; it is read when
-        # torch is first imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import torch
-
+    def __init__(
+        self,
+        weights: Weights,
+        device: str = "auto",
+        *,
+        engine: EngineChoice = "pytorch",
+        cache: Path | None = None,
+        mirror_check: bool = True,
+    ) -> None:
+        """Build the network; what is measured runs in PyTorch, the server asks for the engine of its settings."""
         card = weights.card
         self.card = card
         self._mirror_check = mirror_check
-        self._device = _choose_device(device)
-        self._network = _build_network(weights).to(self._device).to(memory_format=torch.channels_last)
+        prepare = functools.partial(preprocess, recipe=card.preprocessing)
+        self.engine = make_engine(weights, engine, device, cache, prepare)
         outputs = [output for _, output in card.served]
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
             self._slope = np.array([o.slope for o in outputs], np.float32)
@@ -79,13 +82,14 @@ class CnnModel:
         # A label without an operating point is never detected.
         self._thresholds = np.array([1.0 if o.threshold is None else o.threshold for o in outputs], np.float32)
         self._sufficient = tuple(o.sufficient_data for o in outputs)
-        self._classifier_weight = self._network.classifier.weight.float().cpu().numpy()
+        rows = [position for position, _ in card.served]
+        self._classifier_weight = np.asarray(weights.tensors[CLASSIFIER_WEIGHT][rows], np.float32)
         self.info = ModelInfo(
             weights=card.name,
             sha256=card.sha256,
             architecture=card.architecture,
-            engine="pytorch",
-            device=self._device.type,
+            engine=self.engine.name,
+            device=self.engine.device,
             calibrated=card.calibration is not None,
         )
         # The first pass is many times slower than the next ones: better at start-up than for the first film.
@@ -117,68 +121,4 @@ class CnnModel:
 
     def forward(self, batch: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Run a batch (B, 1, S, S): logits (B, 14) and the feature map (B, C, h, w) that enters the pooling."""
-        import torch
-        import torch.nn.functional as F
-
-        with torch.inference_mode():
-            images = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
-            images = images.contiguous(memory_format=torch.channels_last)
-            features = F.relu(self._network.features(images), inplace=True)
-            logits = self._network.classifier(features.mean(dim=(2, 3)))
-            return logits.float().cpu().numpy(), features.float().cpu().numpy()
-
-
-def _choose_device(wanted: str) -> "torch.device":
-    import torch
-
-    usable = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
-    if wanted == "auto":
-        return torch.device(next(name for name, available in usable.items() if available))
-    if not usable[wanted]:
-        raise ConfigurationError(f"CNN_DEVICE={wanted}, but PyTorch finds no such device here; set auto or cpu.")
-    return torch.device(wanted)
-
-
-def untrained_network(outputs: int) -> "DenseNet":
-    """Return torchvision's DenseNet-121 with one input channel and random weights."""
-    from torch import nn
-    from torchvision.models import densenet121
-
-    network = densenet121(weights=None, num_classes=outputs)
-    network.features.conv0 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(network.features.conv0.weight)
-    return network
-
-
-def _build_network(weights: Weights) -> "DenseNet":
-    """Build torchvision's DenseNet-121 with one input channel and the card's 14 outputs in our order."""
-    import torch
-
-    tensors = dict(weights.tensors)
-    rows = [position for position, _ in weights.card.served]
-    expected = len(weights.card.outputs)
-    for key in ("classifier.weight", "classifier.bias"):
-        if key not in tensors or tensors[key].shape[0] != expected:
-            found = list(tensors[key].shape) if key in tensors else "no such tensor"
-            raise WeightsError(f"The card of {weights.card.name} lists {expected} outputs, but {key} has {found}.")
-        tensors[key] = tensors[key][rows]
-    with torch.device("meta"):  # no time spent on random values that are about to be replaced
-        network = untrained_network(len(rows))
-    _check_shapes(network, tensors, weights.card.name)
-    for key in [k for k in network.state_dict() if k.endswith("num_batches_tracked")]:
-        tensors.setdefault(key, torch.zeros((), dtype=torch.long))  # unused in inference
-    network.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, assign=True)
-    return network.eval().requires_grad_(False)
-
-
-def _check_shapes(network: "DenseNet", tensors: "dict[str, torch.Tensor]", name: str) -> None:
-    expected = {k: v.shape for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    for key, shape in expected.items():
-        if key not in tensors:
-            raise WeightsError(f"The weights {name} lack {key}, which DenseNet-121 has with shape {list(shape)}.")
-        if tensors[key].shape != shape:
-            found = list(tensors[key].shape)
-            raise WeightsError(f"{key} has shape {found} in the weights {name}; DenseNet-121 has {list(shape)}.")
-    surplus = sorted(k for k in tensors if k not in expected and not k.endswith("num_batches_tracked"))
-    if surplus:
-        raise WeightsError(f"The weights {name} hold {surplus[0]}, which DenseNet-121 does not have.")
+        return self.engine.run(batch)

@@ -95,7 +95,13 @@ class Pipeline:
         """Load what the settings name; raises ConfigurationError with a sentence when that cannot be done."""
         weights = load_weights(settings.cxr_weights, settings.cxr_weights_sha256)
         return cls(
-            CnnModel(weights, settings.cnn_device, mirror_check=settings.cnn_mirror_check),
+            CnnModel(
+                weights,
+                settings.cnn_device,
+                engine=settings.cnn_engine,
+                cache=settings.cnn_cache,
+                mirror_check=settings.cnn_mirror_check,
+            ),
             InputGate.load(),
             SecondReader.from_settings(settings),
             limits=ImageLimits(settings.max_upload_bytes, settings.max_pixels),

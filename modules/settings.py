@@ -84,7 +84,13 @@ class Settings(BaseSettings):
     cnn_device: Literal["auto", "mps", "cuda", "cpu"] = Field(
         "auto", description="Device of the CNN; auto takes MPS, then CUDA, then CPU."
     )
-    cnn_engine: Literal["auto", "pytorch"] = Field("auto", description="Inference engine of the CNN.")
+    cnn_engine: Literal["auto", "pytorch", "onnxruntime"] = Field(
+        "auto", description="Engine of the CNN; auto takes onnxruntime on the CPU, pytorch on other devices."
+    )
+    cnn_cache: Path | None = Field(
+        None,
+        description="Folder that keeps the engine's check between starts; by default in the user's cache folder.",
+    )
     cnn_mirror_check: bool = Field(
         True, description="Read each film a second time, mirrored, and ask for review when a finding does not hold."
     )
@@ -113,6 +119,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "backend_url",
+        "cnn_cache",
         "cxr_weights_sha256",
         "gemini_api_key",
         "medgemma_model",

@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from modules.errors import WeightsError
@@ -19,12 +21,12 @@ from modules.pathologies import NAMES, canonical_name
 from modules.records import Record
 from modules.settings import PROJECT_ROOT
 
-if TYPE_CHECKING:
-    import torch
-
 EMBEDDED_WEIGHTS = PROJECT_ROOT / "assets" / "weights"
 CARD_FILE = "card.json"
 TORCHXRAYVISION_PREFIX = "densenet121-res224-"
+
+# What safetensors files of weights hold, in numpy's types; BF16 is not among those, and read by hand.
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 
 # With fewer positive patients than this in validation, neither calibration nor operating point means much.
 MIN_POSITIVE_PATIENTS = 20
@@ -129,17 +131,14 @@ class WeightsCard(Record):
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A card and the tensors that it describes; raises WeightsError for a tensor with a value that is not finite."""
+    """A card and the tensors that it describes, in float32; raises WeightsError for a value that is not finite."""
 
     card: WeightsCard
-    tensors: "Mapping[str, torch.Tensor]"
+    tensors: Mapping[str, npt.NDArray[Any]]
 
     def __post_init__(self) -> None:
-        import torch
-
         for key, tensor in self.tensors.items():
-            # in float32, in which they serve, and which a value of float64 can be too large for
-            if not bool(torch.isfinite(tensor.float()).all()):
+            if not np.isfinite(tensor).all():
                 raise WeightsError(f"{key} of the weights {self.card.name} holds values that are not finite.")
 
 
@@ -184,7 +183,11 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
-        raise WeightsError(f"The weights file {path} cannot be read: {exc.strerror}.") from exc
+        raise WeightsError(_unreadable(path, exc)) from exc
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"The weights file {path} cannot be read: {error.strerror}."
 
 
 def _hash_mismatch(source: str, expected: str, found: str) -> str:
@@ -192,18 +195,38 @@ def _hash_mismatch(source: str, expected: str, found: str) -> str:
 
 
 def _load_folder(folder: Path) -> Weights:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, deserialize
 
     card = read_card(folder)
     path = folder / card.file
-    found = sha256_of(path)
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise WeightsError(_unreadable(path, exc)) from exc
+    found = hashlib.sha256(data).hexdigest()
     if found != card.sha256:
         raise WeightsError(_hash_mismatch(f"the card of {card.name}", card.sha256, found))
     try:
-        return Weights(card, load_file(path))
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as exc:
         raise WeightsError(f"{path} is not a whole safetensors file.") from exc
+    return Weights(card, {key: _as_array(key, entry, card.name) for key, entry in entries})
+
+
+def _as_array(key: str, entry: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
+    """Return an entry of a safetensors file, floating-point ones in float32, in which they serve."""
+    kind = entry["dtype"]
+    if kind not in _TYPES:
+        raise WeightsError(f"{key} of the weights {name} is of type {kind}; {', '.join(_TYPES)} are read.")
+    values = np.frombuffer(entry["data"], _TYPES[kind]).reshape(entry["shape"])
+    if kind == "BF16":  # the upper half of a float32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return _as_float32(values)
+
+
+def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+        return values.astype(np.float32 if values.dtype.kind == "f" else values.dtype)
 
 
 def _load_torchxrayvision(name: str, expected_sha256: str | None) -> Weights:
@@ -235,7 +258,7 @@ def _load_torchxrayvision(name: str, expected_sha256: str | None) -> Weights:
         model = xrv_models.DenseNet(weights=name)
     except Exception as exc:  # whatever a pickle from elsewhere raises
         raise WeightsError(f"TorchXRayVision cannot load {path.name}: delete the file and fetch it again.") from exc
-    tensors = {key: value for key, value in model.state_dict().items() if key != "op_threshs"}
+    tensors = {key: _as_float32(value.numpy()) for key, value in model.state_dict().items() if key != "op_threshs"}
     return Weights(card, tensors)
 
 

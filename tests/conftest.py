@@ -34,11 +34,12 @@ def as_png(pixels: npt.NDArray[Any]) -> bytes:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_settings_of_this_machine() -> Iterator[None]:
+def _no_settings_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)
             patch.delenv(name, raising=False)
+        patch.setenv("CNN_CACHE", str(tmp_path_factory.mktemp("cnn_cache")))  # not the user's
         yield
 
 

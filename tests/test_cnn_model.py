@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from modules.cnn_model import CnnModel, grid_to_image, preprocess
+from modules.engines.densenet import served_tensors
+from modules.engines.pytorch import PytorchEngine
 from modules.errors import ConfigurationError
 from modules.pathologies import NAMES
 from modules.pipeline import Pipeline
@@ -42,7 +44,7 @@ def test_the_network_is_torchvisions_densenet_121(pipeline: Pipeline) -> None:
     cnn = pipeline.cnn
     batch = torch.from_numpy(preprocess(radiograph(), cnn.card.preprocessing)[np.newaxis])
     with torch.inference_mode():
-        expected = cnn._network(batch)[0].numpy()
+        expected = PytorchEngine(served_tensors(load_weights("embedded")), "cpu").network(batch)[0].numpy()
     np.testing.assert_allclose(cnn.predict(radiograph()).logits, expected, atol=1e-4)
 
 

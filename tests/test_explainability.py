@@ -11,12 +11,14 @@ from torch import nn
 
 from modules import explainability
 from modules.cnn_model import CnnModel, preprocess
+from modules.engines.densenet import CLASSIFIER_BIAS, served_tensors
+from modules.engines.pytorch import PytorchEngine
 from modules.fusion import fuse
 from modules.images import open_image
 from modules.pathologies import NAMES
-from modules.pipeline import Pipeline
 from modules.records import CnnPrediction, FloatArray, GridToImage, ImageHeader, Radiograph, Reading
 from modules.settings import Colormap
+from modules.weights import load_weights
 from synthetic.phantom import make_film
 from tests.real_films import originals
 
@@ -37,22 +39,19 @@ def film(request: pytest.FixtureRequest) -> Radiograph:
 
 
 @pytest.fixture(scope="module")
-def cnn(pipeline: Pipeline) -> CnnModel:
-    return pipeline.cnn
+def cnn() -> CnnModel:
+    """The network in PyTorch, as the oracle: what differs is then the way to the maps."""
+    return CnnModel(load_weights("embedded"), "cpu")
 
 
 @pytest.fixture(scope="module")
-def oracle(cnn: CnnModel) -> nn.Module:
+def oracle() -> nn.Module:
     """The same network as modules with nothing in place, so that hooks and backward passes see every tensor."""
-    import copy
-
-    features = copy.deepcopy(cnn._network.features)
-    for module in features.modules():
+    network = PytorchEngine(served_tensors(load_weights("embedded")), "cpu").network
+    for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
-    plain = nn.Sequential(
-        features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), copy.deepcopy(cnn._network.classifier)
-    )
+    plain = nn.Sequential(network.features, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.classifier)
     return plain.requires_grad_(True).eval()
 
 
@@ -92,7 +91,7 @@ def test_the_closed_form_equals_pytorch_grad_cam_unscaled(cnn: CnnModel, oracle:
 
 def test_a_map_sums_to_its_logit_less_the_bias(cnn: CnnModel, film: Radiograph) -> None:
     prediction = cnn.predict(film)
-    bias = cnn._network.classifier.bias.numpy()
+    bias = served_tensors(load_weights("embedded"))[CLASSIFIER_BIAS]
     np.testing.assert_allclose(logit_maps(prediction).sum(axis=(1, 2)) + bias, prediction.logits, atol=1e-4)
 
 

@@ -59,7 +59,7 @@ SAID = {
     " ended (": "launcher.py",
     "The server cannot be reached at ": "dashboard/client.py",
     " answered with status ": "dashboard/client.py",
-    ", but PyTorch finds no such device here": "modules/cnn_model.py",
+    ", but PyTorch finds no such device here": "modules/engines/pytorch.py",
     "start_up_failed": "main.py",
     "No second model read this film": "dashboard/result.py",
     "MedGemma's weights are not on this machine": "modules/reasoners/local_model.py",

@@ -18,7 +18,7 @@ OWN = frozenset((*PACKAGES, *PROGRAMS, "tests"))
 MAX_LINES = 400  # a file that one reads in one sitting
 
 HTTP = frozenset({"fastapi", "starlette", "uvicorn"})
-HEAVY = frozenset({"torch", "torchvision", "torchxrayvision", "transformers", "mlx"})
+HEAVY = frozenset({"torch", "torchvision", "torchxrayvision", "transformers", "mlx", "onnx", "onnxruntime"})
 
 # What a package, or a program, never imports.
 FORBIDDEN = {

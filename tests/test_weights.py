@@ -150,6 +150,27 @@ def test_weights_whose_numbers_run_away_do_not_serve(folder: Path, spoil: Callab
         CnnModel(load_weights(str(folder)), "cpu")
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floating_point_tensors_of_any_size_serve_in_float32(folder: Path, kind: torch.dtype) -> None:
+    tensors = {
+        key: t.to(kind) for key, t in load_file(folder / read_card(folder).file).items() if t.is_floating_point()
+    }
+    rewrite_tensors(folder, tensors)
+    loaded = load_weights(str(folder)).tensors
+    assert loaded.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert loaded[key].dtype == np.float32
+        np.testing.assert_array_equal(loaded[key], tensor.float().numpy())
+
+
+def test_a_type_that_is_not_read_is_named(folder: Path) -> None:
+    tensors = load_file(folder / read_card(folder).file)
+    tensors["classifier.bias"] = tensors["classifier.bias"].to(torch.float8_e4m3fn)
+    rewrite_tensors(folder, tensors)
+    with pytest.raises(WeightsError, match=r"classifier\.bias of the weights .* is of type F8_E4M3; F64, F32"):
+        load_weights(str(folder))
+
+
 def test_a_truncated_file_is_refused_even_when_its_hash_is_right(folder: Path) -> None:
     file = folder / read_card(folder).file
     file.write_bytes(file.read_bytes()[:100_000])

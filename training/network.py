@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torchvision.models import DenseNet
 
-from modules.cnn_model import untrained_network
+from modules.engines.densenet import served_tensors
+from modules.engines.pytorch import untrained_network
 from modules.errors import WeightsError
 from modules.pathologies import NAMES
 from modules.records import FloatArray
@@ -36,10 +37,7 @@ def make_network(start: Path | Literal["imagenet"] | None) -> DenseNet:
 
 
 def _folder_tensors(folder: Path) -> Mapping[str, torch.Tensor]:
-    weights = load_weights(str(folder))
-    rows = [position for position, _ in weights.card.served]
-    classifier = {key: weights.tensors[key][rows] for key in ("classifier.weight", "classifier.bias")}
-    return {**weights.tensors, **classifier}
+    return {key: torch.from_numpy(tensor) for key, tensor in served_tensors(load_weights(str(folder))).items()}
 
 
 def _imagenet_tensors() -> Mapping[str, torch.Tensor]:

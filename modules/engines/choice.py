@@ -1,0 +1,70 @@
+"""Which engine serves: the one that is asked for, or the fastest for this machine's device."""
+
+import ctypes
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from modules.engines import reference
+from modules.engines.base import Engine, EngineChoice
+from modules.engines.densenet import served_tensors
+from modules.engines.onnxruntime import INSTALL, OnnxRuntimeEngine
+from modules.engines.pytorch import PytorchEngine, best_device
+from modules.errors import ConfigurationError
+from modules.records import FloatArray, Radiograph
+from modules.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+
+def make_engine(
+    weights: Weights,
+    engine: EngineChoice,
+    device: str,
+    cache: Path | None,
+    prepare: Callable[[Radiograph], FloatArray],
+) -> Engine:
+    """Build the engine of the weights; `prepare` makes the network's input (1, S, S) of a film.
+
+    Raises WeightsError for tensors that do not fit, ConfigurationError for an engine or a device that is not there.
+    """
+    if engine == "onnxruntime" and device not in ("auto", "cpu"):
+        raise ConfigurationError(f"CNN_ENGINE=onnxruntime runs on the CPU, but CNN_DEVICE={device}; set one to auto.")
+    tensors = served_tensors(weights)
+    if engine == "pytorch" or (engine == "auto" and not _runs_on_cpu(device)):
+        return PytorchEngine(tensors, device)
+    with np.errstate(all="ignore"):  # a card's numbers may run away; then no engine agrees, and nothing serves
+        batch = np.stack([prepare(film) for film in reference.films()])
+    try:
+        fast = OnnxRuntimeEngine(tensors)
+        return reference.checked(
+            fast, batch, tensors, reference.References(cache), lambda: PytorchEngine(tensors, "cpu")
+        )
+    except ImportError as exc:
+        if engine == "onnxruntime":
+            raise ConfigurationError(f"CNN_ENGINE=onnxruntime, but it cannot be loaded ({exc}): {INSTALL}") from exc
+        reason = f"{exc}; faster with: {INSTALL}"
+    except Exception as exc:  # whatever a library raises that cannot run here
+        reason = f"{type(exc).__name__}: {exc}"
+    logger.warning("engine_refused", extra={"fields": {"engine": OnnxRuntimeEngine.name, "reason": reason}})
+    return PytorchEngine(tensors, "cpu")
+
+
+def _runs_on_cpu(device: str) -> bool:
+    if device != "auto":
+        return device == "cpu"
+    return not _may_have_gpu() or best_device() == "cpu"
+
+
+def _may_have_gpu() -> bool:
+    """Whether it is worth importing torch to ask it: on Apple, and where the driver of a GPU lies."""
+    if sys.platform == "darwin" or Path("/dev/kfd").exists():  # the latter: AMD's
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
