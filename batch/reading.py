@@ -55,14 +55,11 @@ class Recipe:
     def __call__(self) -> "tuple[FilmReader, Loaded]":
         """Load the pipeline with its threads set; raises ConfigurationError."""
         import cv2
-        import torch
 
-        torch.set_num_threads(self.threads)
-        torch.set_num_interop_threads(1)
         cv2.setNumThreads(self.threads)
         from modules.pipeline import Pipeline
 
-        pipeline = Pipeline.from_settings(self.settings)
+        pipeline = Pipeline.from_settings(self.settings.model_copy(update={"cnn_threads": self.threads}))
         # The drivers of other devices map memory as they please, and a local model's process would inherit the limit.
         if pipeline.cnn.info.device == "cpu" and self.settings.medgemma_mode == "dummy":
             _limit_memory()

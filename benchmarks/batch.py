@@ -143,15 +143,13 @@ def engine_rate(way: Way, films: Path, seconds: float) -> float:
 
 def _measure(way: Way, films: Path, seconds: float, barrier: Barrier, rates: Any) -> None:
     import numpy as np
-    import torch
 
-    torch.set_num_threads(way.threads)
     cv2.setNumThreads(way.threads)
     from modules.cnn_model import CnnModel, preprocess
     from modules.images import open_image
     from modules.weights import load_weights
 
-    cnn = CnnModel(load_weights("embedded"))
+    cnn = CnnModel(load_weights("embedded"), engine="auto", threads=way.threads)
     decoded = [open_image(path.read_bytes()).decode() for path in sorted(films.iterdir())[:DRAWN]]
 
     def read(number: int) -> None:

@@ -67,6 +67,7 @@ class CnnModel:
         *,
         engine: EngineChoice = "pytorch",
         cache: Path | None = None,
+        threads: int = 0,
         mirror_check: bool = True,
     ) -> None:
         """Build the network; what is measured runs in PyTorch, the server asks for the engine of its settings."""
@@ -74,7 +75,7 @@ class CnnModel:
         self.card = card
         self._mirror_check = mirror_check
         prepare = functools.partial(preprocess, recipe=card.preprocessing)
-        self.engine = make_engine(weights, engine, device, cache, prepare)
+        self.engine = make_engine(weights, engine, device, cache, prepare, threads)
         outputs = [output for _, output in card.served]
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
             self._slope = np.array([o.slope for o in outputs], np.float32)

@@ -11,7 +11,8 @@ import base64
 import cv2
 import numpy as np
 
-from modules.images import display_pixels, encode_png
+from modules.images import display_pixels
+from modules.png import encode_png
 from modules.records import Box, CnnPrediction, Finding, FloatArray, Heatmap, HeatmapFinding, Peak, Radiograph
 from modules.settings import Colormap
 
@@ -86,7 +87,7 @@ def overlay_png(
     strength = cv2.convertScaleAbs(cam, alpha=255 / FULL_SCALE_LOG_ODDS)  # stops at 255
     opacity = MAX_OPACITY * np.arange(256) / 255
     kind, first = _COLORMAPS[colormap]
-    colours = cv2.applyColorMap(np.linspace(first, 255, 256).astype(np.uint8)[np.newaxis], kind)
+    colours = cv2.applyColorMap(np.linspace(first, 255, 256).astype(np.uint8)[np.newaxis], kind)[:, :, ::-1]  # to RGB
     paint = np.rint(colours * opacity[:, np.newaxis]).astype(np.uint8)
     share_of_film = np.rint(255 * (1.0 - opacity)).astype(np.uint8)
     film = cv2.multiply(grey, cv2.LUT(strength, share_of_film), scale=1 / 255)
@@ -152,8 +153,7 @@ def _on_film(cam: FloatArray, prediction: CnnPrediction, film: tuple[int, int], 
     grown = np.asarray(edged, np.float32)
     rows = np.arange(shown[0], dtype=np.float32) + 0.5
     columns = np.arange(shown[1], dtype=np.float32) + 0.5
-    seen_rows = (rows >= place.y_offset * y_shrink) & (rows <= place.y_offset * y_shrink + y_scale * cam.shape[0])
-    seen_columns = (columns >= place.x_offset * x_shrink) & (
-        columns <= place.x_offset * x_shrink + x_scale * cam.shape[1]
-    )
-    return grown * np.outer(seen_rows, seen_columns)
+    top, left = place.y_offset * y_shrink, place.x_offset * x_shrink
+    grown[(rows < top) | (rows > top + y_scale * cam.shape[0])] = 0.0
+    grown[:, (columns < left) | (columns > left + x_scale * cam.shape[1])] = 0.0
+    return grown

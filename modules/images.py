@@ -28,6 +28,7 @@ from modules.errors import (
     UnsupportedImageType,
 )
 from modules.greyscale import render
+from modules.png import encode_png
 from modules.records import FloatArray, ImageHeader, Radiograph
 from modules.settings import MEBIBYTE
 
@@ -136,15 +137,6 @@ def display_pixels(pixels: FloatArray, max_side: int | None) -> npt.NDArray[np.u
         height, width = (max(1, round(side * max_side / longest)) for side in pixels.shape)
         pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.float32)
     return np.asarray(cv2.convertScaleAbs(pixels, alpha=255.0), np.uint8)  # rounds to the nearest, and stops at 255
-
-
-def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode grey (H, W) or blue-green-red (H, W, 3) pixels as PNG."""
-    # Level 1: a film hardly compresses further, and encoding would cost more than the network.
-    encoded, buffer = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not encoded:
-        raise ValueError(f"no PNG can be made of pixels of shape {pixels.shape}")
-    return buffer.tobytes()
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:

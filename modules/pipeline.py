@@ -100,6 +100,7 @@ class Pipeline:
                 settings.cnn_device,
                 engine=settings.cnn_engine,
                 cache=settings.cnn_cache,
+                threads=settings.cnn_threads,
                 mirror_check=settings.cnn_mirror_check,
             ),
             InputGate.load(),

@@ -252,7 +252,7 @@ def _warnings(radiograph: Radiograph, cut: list[Side]) -> tuple[QualityWarning, 
     if min(pixels.shape) < MIN_SIDE_PX:
         height, width = pixels.shape
         found.append(("low_resolution", f"Only {width} x {height} pixels: fine detail is missing."))
-    white, black = float((pixels >= FULL_GREY).mean()), float((pixels <= 1 - FULL_GREY).mean())
+    white, black = _share(pixels >= FULL_GREY), _share(pixels <= 1 - FULL_GREY)
     if white > MAX_WHITE_SHARE or black > MAX_BLACK_SHARE:
         found.append(("clipped", f"{white:.0%} of the pixels are pure white and {black:.0%} pure black."))
     if cut:
@@ -267,3 +267,7 @@ def _warnings(radiograph: Radiograph, cut: list[Side]) -> tuple[QualityWarning, 
     if header.body_part and not any(word in header.body_part for word in CHEST_WORDS):
         found.append(("body_part", "The DICOM header names a body part other than the chest."))
     return tuple(QualityWarning(code=code, message=message) for code, message in found)
+
+
+def _share(marked: npt.NDArray[np.bool_]) -> float:
+    return np.count_nonzero(marked) / marked.size  # several times faster than a mean

@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     cnn_engine: Literal["auto", "pytorch", "onnxruntime"] = Field(
         "auto", description="Engine of the CNN; auto takes onnxruntime on the CPU, pytorch on other devices."
     )
+    cnn_threads: int = Field(
+        0, ge=0, le=1024, description="Threads of the CNN on the CPU, for all films together; 0: one for each core."
+    )
     cnn_cache: Path | None = Field(
         None,
         description="Folder that keeps the engine's check between starts; by default in the user's cache folder.",

@@ -26,9 +26,11 @@ from batch import command
 from batch.command import ALL_READ, COULD_NOT_RUN, SOME_NOT_READ, STOPPED, CannotRun, Options, main, run
 from batch.journal import Journal, JournalError
 from batch.pool import PoolError
+from batch.reading import Recipe
 from batch.rows import COLUMNS, FINDING_COLUMNS, Row, flat
 from batch.sources import SourceError, list_films, with_symptoms
 from batch.tables import RUNNABLE, TableError, suffixes, write_table
+from modules.errors import ConfigurationError
 from modules.pathologies import NAMES
 from modules.pipeline import Pipeline
 from modules.records import DISCLAIMER
@@ -325,6 +327,20 @@ def test_threads_and_workers_together_are_the_cores(tmp_path: Path, obedient: Ob
         assert command.workers_and_threads(Options((), Path(), workers=workers), settings)[0] == workers
     with pytest.raises(CannotRun, match="--workers 1"):
         command.workers_and_threads(Options((), Path(), reader=True, workers=2), settings)
+
+
+def test_a_worker_gives_its_network_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(settings: Settings) -> Pipeline:
+        asked.append(settings.cnn_threads)
+        raise ConfigurationError("asked")
+
+    monkeypatch.setattr(Pipeline, "from_settings", ask)
+    monkeypatch.setattr("cv2.setNumThreads", asked.append)
+    with pytest.raises(ConfigurationError, match="asked"):
+        Recipe(Settings(cnn_threads=7), "1", threads=3)()
+    assert asked == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from modules.cnn_model import CnnModel, preprocess
 from modules.engines import choice, reference
 from modules.engines.base import Engine
 from modules.engines.densenet import CLASSIFIER_BIAS, CLASSIFIER_WEIGHT, UNUSED, served_tensors, shapes
-from modules.engines.onnxruntime import OnnxRuntimeEngine
+from modules.engines.onnxruntime import OnnxRuntimeEngine, usable_cores
 from modules.engines.pytorch import PytorchEngine, untrained_network
 from modules.engines.reference import TOLERANCE, References, checked, disagreement, figures
 from modules.errors import ConfigurationError
@@ -121,6 +121,25 @@ def test_an_answer_has_the_numbers_that_pytorch_gives(pipeline: Pipeline, in_pyt
     assert expected.mirrored_log_odds is not None
     np.testing.assert_allclose(served.mirrored_log_odds, expected.mirrored_log_odds, atol=TOLERANCE)
     np.testing.assert_array_equal(served.detected, expected.detected)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (3, 3), (0, usable_cores())])
+def test_the_cnn_takes_the_threads_it_was_given(tensors: Tensors, asked: int, given: int) -> None:
+    engine = OnnxRuntimeEngine(tensors, asked)
+    assert engine._session.get_session_options().intra_op_num_threads == given
+
+
+def test_the_settings_threads_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def remember(tensors: Tensors, threads: int = 0) -> OnnxRuntimeEngine:
+        asked.append(threads)
+        return OnnxRuntimeEngine(tensors, threads)
+
+    monkeypatch.setattr(choice, "OnnxRuntimeEngine", remember)
+    monkeypatch.setattr(remember, "name", OnnxRuntimeEngine.name, raising=False)
+    Pipeline.from_settings(Settings(medgemma_mode="dummy", cnn_threads=1)).close()
+    assert asked == [1]
 
 
 def test_several_threads_get_what_one_gets(fast: Engine, batch: FloatArray) -> None:

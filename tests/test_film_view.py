@@ -20,7 +20,8 @@ from dashboard import film as film_view
 from dashboard.film import View, decoded, legend, legend_text, painted, table
 from modules import explainability
 from modules.answers import ImageSize
-from modules.images import display_pixels, encode_png
+from modules.images import display_pixels
+from modules.png import encode_png
 from modules.records import Box, GridToImage, Heatmap, ImageHeader, Peak, Radiograph
 from modules.settings import Colormap
 from synthetic.phantom import make_film

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modules import errors
-from modules.images import ImageLimits, display_pixels, encode_png, open_image, to_png
+from modules.images import ImageLimits, display_pixels, open_image, to_png
 from modules.records import ImageHeader, Radiograph
 from tests import image_files as f
 from tests.image_files import (
@@ -271,13 +271,10 @@ def test_to_png_shrinks_by_area_and_never_enlarges() -> None:
     assert Image.open(io.BytesIO(to_png(thin, 64))).size == (64, 1)
 
 
-def test_display_pixels_and_encode_png_in_colour() -> None:
+def test_display_pixels_rounds_to_the_nearest_grey() -> None:
     greys = display_pixels(np.array([[0.0, 0.25], [0.5, 1.0]], np.float32), None)
     assert greys.dtype == np.uint8
     assert greys.tolist() == [[0, 64], [128, 255]]
-    made = np.asarray(Image.open(io.BytesIO(encode_png(np.stack([greys, greys * 0, greys * 0], axis=-1)))))
-    np.testing.assert_array_equal(made[..., 2], greys)  # blue comes first, as OpenCV has it
-    assert not made[..., :2].any()
 
 
 def test_one_file_can_be_decoded_by_several_threads() -> None:

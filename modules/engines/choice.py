@@ -26,22 +26,24 @@ def make_engine(
     device: str,
     cache: Path | None,
     prepare: Callable[[Radiograph], FloatArray],
+    threads: int = 0,
 ) -> Engine:
     """Build the engine of the weights; `prepare` makes the network's input (1, S, S) of a film.
 
+    On the CPU it takes that many `threads`, 0 for all cores.
     Raises WeightsError for tensors that do not fit, ConfigurationError for an engine or a device that is not there.
     """
     if engine == "onnxruntime" and device not in ("auto", "cpu"):
         raise ConfigurationError(f"CNN_ENGINE=onnxruntime runs on the CPU, but CNN_DEVICE={device}; set one to auto.")
     tensors = served_tensors(weights)
     if engine == "pytorch" or (engine == "auto" and not _runs_on_cpu(device)):
-        return PytorchEngine(tensors, device)
+        return PytorchEngine(tensors, device, threads)
     with np.errstate(all="ignore"):  # a card's numbers may run away; then no engine agrees, and nothing serves
         batch = np.stack([prepare(film) for film in reference.films()])
     try:
-        fast = OnnxRuntimeEngine(tensors)
+        fast = OnnxRuntimeEngine(tensors, threads)
         return reference.checked(
-            fast, batch, tensors, reference.References(cache), lambda: PytorchEngine(tensors, "cpu")
+            fast, batch, tensors, reference.References(cache), lambda: PytorchEngine(tensors, "cpu", threads)
         )
     except ImportError as exc:
         if engine == "onnxruntime":
@@ -50,7 +52,7 @@ def make_engine(
     except Exception as exc:  # whatever a library raises that cannot run here
         reason = f"{type(exc).__name__}: {exc}"
     logger.warning("engine_refused", extra={"fields": {"engine": OnnxRuntimeEngine.name, "reason": reason}})
-    return PytorchEngine(tensors, "cpu")
+    return PytorchEngine(tensors, "cpu", threads)
 
 
 def _runs_on_cpu(device: str) -> bool:

@@ -24,15 +24,18 @@ class OnnxRuntimeEngine:
     name = "onnxruntime"
     device = "cpu"
 
-    def __init__(self, tensors: Mapping[str, FloatArray]) -> None:
-        """Build the network of `served_tensors`; raises ImportError when a package is missing."""
+    def __init__(self, tensors: Mapping[str, FloatArray], threads: int = 0) -> None:
+        """Build the network of `served_tensors`; 0 threads are as many as there are cores to use.
+
+        Raises ImportError when a package is missing.
+        """
         # Its published builds report their use to Microsoft unless this is set before they are imported. Nothing of
         # this project reports anything to anyone, so it is no setting.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = usable_cores()  # shared by all films that are under way
+        options.intra_op_num_threads = threads or usable_cores()  # shared by all films that are under way
         options.inter_op_num_threads = 1
         # Threads that wait by spinning take the core from whatever else runs here; it is slower beside other load.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

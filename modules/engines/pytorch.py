@@ -20,11 +20,16 @@ class PytorchEngine:
 
     name = "pytorch"
 
-    def __init__(self, tensors: Mapping[str, FloatArray], device: str = "auto") -> None:
-        """Build the network of `served_tensors`; raises ConfigurationError for a device that is not there."""
+    def __init__(self, tensors: Mapping[str, FloatArray], device: str = "auto", threads: int = 0) -> None:
+        """Build the network of `served_tensors`; 0 threads leave PyTorch's setting of this process as it is.
+
+        Raises ConfigurationError for a device that is not there.
+        """
         _wait_passively()
         import torch
 
+        if threads:
+            torch.set_num_threads(threads)
         self._device = _choose_device(device)
         self.network = _build_network(tensors).to(self._device).to(memory_format=torch.channels_last)
         self.device = self._device.type

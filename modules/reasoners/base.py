@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from modules.errors import ReaderUnavailable
-from modules.images import display_pixels, encode_png
+from modules.images import display_pixels
+from modules.png import encode_png
 from modules.reasoners.turns import TurnName
 from modules.records import CnnPrediction, Radiograph, Reading
 from modules.settings import ReaderMode
