@@ -5,6 +5,7 @@ machine and from minute to minute. Needs the packages of `requirements-dev.txt`.
 """
 
 import argparse
+import base64
 import copy
 import json
 import platform
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import torch
@@ -28,10 +30,11 @@ from modules import explainability
 from modules.cnn_model import CnnModel, preprocess
 from modules.engines.densenet import served_tensors
 from modules.engines.pytorch import PytorchEngine
-from modules.images import open_image
+from modules.images import display_pixels, open_image
 from modules.pathologies import NAMES
+from modules.png import encode_png
 from modules.records import Radiograph
-from modules.settings import PROJECT_ROOT
+from modules.settings import PROJECT_ROOT, Colormap
 from modules.weights import load_weights
 
 # Before each measurement: OpenMP's threads spin on for a while after PyTorch's pass, and would slow the other side.
@@ -44,8 +47,12 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     data = args.film.read_bytes()
     radiograph = open_image(data).decode()
-    results = {"machine": _machine(), "ratios": _cnn_ratios(radiograph, args.rounds)}
-    results["server"] = _server(data, args.requests)
+    results = {
+        "machine": _machine(),
+        "ratios": _cnn_ratios(radiograph, args.rounds),
+        "request": _request_ratios(data, radiograph, args.rounds),
+        "server": _server(data, args.requests),
+    }
     sys.stdout.write(json.dumps(results, indent=1) + "\n")
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
@@ -96,6 +103,92 @@ def _cnn_ratios(radiograph: Radiograph, rounds: int) -> dict[str, Any]:
     }
 
 
+def _request_ratios(data: bytes, radiograph: Radiograph, rounds: int) -> dict[str, Any]:
+    """Compare a request to the server with its unavoidable parts alone, and with the original design's work."""
+    original = _OriginalRequest(data)
+    found: dict[str, Any] = {"OpenCV's PNG, level 1 / the overlay's encoder": _encoders(radiograph, rounds)}
+    for mirror in (True, False):
+        parts = _Parts(data, radiograph, mirror=mirror)
+        way = f"/analyze, mirror check {'on' if mirror else 'off'}"
+        server = api_server(free_port(), CNN_MIRROR_CHECK=str(mirror))
+        try:
+            server.start()
+            server.wait()
+            with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+
+                def analyze(client: httpx.Client = client) -> None:
+                    client.post("/analyze", files={"image": ("film", data)}).raise_for_status()
+
+                found[f"{way} / decode + forward pass + overlay encoding"] = _ratio(analyze, parts.all, rounds)
+                found[f"{way}: its parts, ms"] = parts.milliseconds(rounds)
+                found[f"predict + deep-copied Grad-CAM + full-size overlay / {way}"] = _ratio(
+                    original.answer, analyze, rounds
+                )
+        finally:
+            server.kill()
+    return found
+
+
+class _Parts:
+    """What no answer can do without, each by itself: decoding, the network's pass, and encoding the overlay."""
+
+    def __init__(self, data: bytes, radiograph: Radiograph, *, mirror: bool) -> None:
+        cnn = CnnModel(load_weights("embedded"), engine="auto", mirror_check=mirror)
+        prediction = cnn.predict(radiograph)
+        overlay = explainability.overlay_png(
+            radiograph,
+            explainability.calibrated_maps(prediction)[prediction.ranking[0]],
+            prediction,
+            Colormap.INFERNO,
+        )
+        pixels = np.asarray(cv2.imdecode(np.frombuffer(overlay, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+        film = preprocess(radiograph, cnn.card.preprocessing)
+        batch = np.stack([film, film[:, :, ::-1]] if mirror else [film])
+        self._parts: dict[str, Callable[[], object]] = {
+            "decode": lambda: open_image(data).decode(),
+            "forward pass": lambda: cnn.forward(batch),
+            "overlay encoding": lambda: encode_png(pixels),
+        }
+
+    def all(self) -> None:
+        for part in self._parts.values():
+            part()
+
+    def milliseconds(self, rounds: int) -> dict[str, float]:
+        """Return the median of each."""
+        times = {name: [_seconds(part) for _ in range(max(3, rounds))] for name, part in self._parts.items()}
+        return {name: round(1000 * statistics.median(found), 1) for name, found in times.items()}
+
+
+class _OriginalRequest:
+    """What the original design did for a film: predict in eager PyTorch, copy the network, paint in full size."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        weights = load_weights("embedded")
+        self._recipe = weights.card.preprocessing
+        self._network = PytorchEngine(served_tensors(weights), "cpu").network.to(memory_format=torch.contiguous_format)
+
+    def answer(self) -> str:
+        radiograph = open_image(self._data).decode()
+        cam = _DeepCopyGradCam(
+            self._network, torch.from_numpy(preprocess(radiograph, self._recipe)[np.newaxis])
+        ).one_map()
+        height, width = radiograph.pixels.shape
+        heat = cv2.applyColorMap((255 * cv2.resize(cam / max(cam.max(), 1e-8), (width, height))).astype(np.uint8), 2)
+        film = cv2.cvtColor((255 * radiograph.pixels).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+        _, png = cv2.imencode(".png", cv2.addWeighted(film, 0.6, heat, 0.4, 0.0))
+        return base64.b64encode(png.tobytes()).decode()
+
+
+def _encoders(radiograph: Radiograph, rounds: int) -> dict[str, float]:
+    grey = display_pixels(radiograph.pixels, explainability.MAX_OVERLAY_SIDE)
+    pixels = np.asarray(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), np.uint8)
+    return _ratio(
+        lambda: cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]), lambda: encode_png(pixels), rounds
+    )
+
+
 class _PytorchGradCam:
     """The reference library on the same network, with its in-place ReLUs replaced as its hooks need."""
 
@@ -116,7 +209,7 @@ class _DeepCopyGradCam:
         self._network = network
         self._image = image
 
-    def one_map(self) -> None:
+    def one_map(self) -> Any:
         with torch.inference_mode():
             top = int(self._network(self._image)[0].argmax())
         clone = _copy_for_hooks(self._network)
@@ -129,7 +222,7 @@ class _DeepCopyGradCam:
         clone[1].register_full_backward_hook(keep_gradient)
         clone(self._image)[0, top].backward()
         weights = kept["gradient"].mean(dim=(2, 3), keepdim=True)
-        torch.relu((weights * kept["activation"]).sum(dim=1)).detach().cpu().numpy()
+        return torch.relu((weights * kept["activation"]).sum(dim=1))[0].detach().cpu().numpy()
 
 
 def _copy_for_hooks(network: Any) -> nn.Sequential:
