@@ -13,7 +13,7 @@ READ_SAMPLE := from modules.pipeline import Pipeline; from modules.settings impo
 PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format benchmark notebook sample medgemma check-medgemma wheel check-wheel clean
+.PHONY: help run test check contract format benchmark notebook sample medgemma check-medgemma wheel check-wheel clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(VENV)/.ready-dev ## lint and check types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
+
+contract: $(VENV)/.ready-dev ## try thousands of cases of every route against OpenAPI
+	CONTRACT_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_contract.py
 
 format: $(VENV)/.ready-dev ## format the code
 	$(BIN)/ruff format .
