@@ -83,6 +83,11 @@ class SecondReader:
         chain = tuple(_make_or_explain(mode, settings) for mode in modes)
         return cls(settings.medgemma_mode, chain, limit_s=settings.reader_timeout_s)
 
+    @property
+    def looks_at_film(self) -> bool:
+        """Whether any reader of the chain looks at the film, rather than at the CNN's numbers alone."""
+        return any(reader.looks_at_film for reader in self._chain)
+
     def read(
         self,
         film: ReaderFilm,

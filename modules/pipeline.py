@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from modules import explainability, fusion, risk_module, uncertainty
 from modules.answers import Analysis, ConfidenceScores, ImageSize
 from modules.cnn_model import CnnModel
@@ -70,6 +72,7 @@ class Seen:
 
 
 NOTHING_READ = Reading(reasoning="", independent=False)
+NO_FILM = ReaderFilm(np.zeros((1, 1), np.uint8))  # for readers that look at none
 
 
 class Pipeline:
@@ -178,7 +181,7 @@ class Pipeline:
                 model=self.cnn.info,
             ),
             drawn=drawn,
-            film=ReaderFilm.of(radiograph),
+            film=ReaderFilm.of(radiograph) if self.reader.looks_at_film else NO_FILM,
             size=ImageSize(width=size[1], height=size[0]),
             quality=opened.quality,
             symptoms=opened.symptoms,

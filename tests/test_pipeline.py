@@ -22,8 +22,10 @@ from modules.multimodal_reasoning import SecondReader
 from modules.pathologies import NAMES
 from modules.pipeline import Pipeline
 from modules.quality import InputGate
+from modules.reasoners.base import FILM_SIDE
 from modules.records import ReaderStatement, Reading
 from modules.settings import Colormap, Settings
+from tests.scripted import ScriptedReader
 
 SAMPLE = ROOT / "assets" / "sample_xray.png"
 SYMPTOMS = "Cough for three days, denies chest pain."
@@ -210,6 +212,16 @@ def test_noise_is_refused_and_a_forced_answer_never_reassures(walk: Walk) -> Non
 def test_symptoms_have_a_limit(walk: Walk) -> None:
     with pytest.raises(InvalidSymptoms, match="4000"):
         walk.pipeline.analyze(SAMPLE.read_bytes(), "x" * 4001)
+
+
+def test_the_film_is_made_ready_for_a_reader_that_looks_at_it_and_for_no_other(walk: Walk) -> None:
+    second = ScriptedReader().enqueue(Reading(reasoning="", independent=True))
+    looked_at = Pipeline(walk.pipeline.cnn, InputGate.load(), SecondReader("local", (second,)))
+    looked_at.read(looked_at.see(looked_at.open(SAMPLE.read_bytes())))
+    assert second.history[0].film.pixels.shape == (FILM_SIDE, FILM_SIDE)
+    assert second.history[0].film.pixels.std() > 10
+    unseen = walk.pipeline.see(walk.pipeline.open(SAMPLE.read_bytes()))
+    assert unseen.film.pixels.size == 1
 
 
 def main() -> int:
