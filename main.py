@@ -17,8 +17,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from api import logs, problems
-from api.admission import Admission
-from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, log_unforeseen
+from api.admission import Admission, Place
+from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, client_of, log_unforeseen
 from api.streaming import READER_THREADS, STREAM_DESCRIPTION, AdmittedFilm, events, stop_when_gone
 from modules.answers import Analysis, Health
 from modules.curves import Curves, load_curves
@@ -33,6 +33,8 @@ logger = logging.getLogger("assistant.server")
 
 VERSION = "0.1.0"
 NO_CURVES = "No curves of these weights were measured: python -m evaluation writes them, for the folder of the weights."
+MIN_BODIES = 8  # uploads at the same time, however few films may wait for their turn
+GONE = "The client went away before its turn came."
 FORM_LIMITS = {"max_files": 1, "max_fields": 8, "max_part_size": FORM_OVERHEAD_BYTES}
 
 
@@ -63,7 +65,8 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(RequestBoundary, max_film_bytes=settings.max_upload_bytes)
+    places = settings.max_concurrent_analyses + settings.max_queued_analyses
+    app.add_middleware(RequestBoundary, max_film_bytes=settings.max_upload_bytes, max_bodies=max(MIN_BODIES, places))
     app.add_exception_handler(AssistantError, problems.domain_error)
     app.add_exception_handler(RequestValidationError, problems.invalid_request)
     app.add_exception_handler(HTTPException, problems.http_error)
@@ -112,6 +115,16 @@ Invert = Annotated[bool, Form(description="The greyscale is inverted: exchange b
 Force = Annotated[bool, Form(description="Go on although the input gate refuses the image")]
 
 
+@asynccontextmanager
+async def _turn(request: Request, admission: Admission) -> AsyncIterator[Place]:
+    """Wait for the turn of a request; nothing is done for a client that did not wait for it."""
+    with admission.place(client_of(request.scope)) as place:
+        await place.wait_for_turn()
+        if await request.is_disconnected():
+            raise HTTPException(408, GONE)
+        yield place
+
+
 async def _admitted_film(
     request: Request,
     pipeline: Loaded,
@@ -129,9 +142,9 @@ async def _admitted_film(
             image.file.read(), symptoms, invert=invert, force=force, request_id=problems.request_id(request)
         )
 
-    with admission.place() as place:
-        await place.wait_for_turn()
+    async with _turn(request, admission) as place:
         film = AdmittedFilm(await place.run(work), place)
+        await image.close()  # a film whose reader is slow takes no disk from others
         try:
             yield film
         finally:
@@ -145,7 +158,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     @app.post(
         "/analyze",
         response_model=Analysis,
-        responses=problems.documented(400, 413, 415, 422, 500, 503),
+        responses=problems.documented(400, 408, 413, 415, 422, 500, 503),
         summary="Analyse a chest radiograph",
     )
     async def analyze(
@@ -165,7 +178,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     @app.post(
         "/analyze/stream",
         response_class=EventSourceResponse,
-        responses=problems.documented(400, 413, 415, 422, 500, 503),
+        responses=problems.documented(400, 408, 413, 415, 422, 500, 503),
         summary="Analyse a chest radiograph, and say what is known as soon as it is known",
         description=STREAM_DESCRIPTION,
     )
@@ -189,12 +202,15 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         response_class=Response,
         responses={
             200: {"content": {"image/png": {}}, "description": "The film as a grey PNG of at most 1024 px a side"},
-            **problems.documented(400, 413, 415, 422, 500, 503),
+            **problems.documented(400, 408, 413, 415, 422, 500, 503),
         },
         summary="Show any accepted file as PNG",
     )
-    async def render(pipeline: Loaded, admission: Admitted, image: Film, invert: Invert = False) -> Response:
-        png = await admission.run(lambda: pipeline.render(image.file.read(), invert=invert))
+    async def render(
+        request: Request, pipeline: Loaded, admission: Admitted, image: Film, invert: Invert = False
+    ) -> Response:
+        async with _turn(request, admission) as place:
+            png = await place.run(lambda: pipeline.render(image.file.read(), invert=invert))
         return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     @app.get("/health", response_model=Health, summary="Is the server ready, and which models answer?")

@@ -1,7 +1,12 @@
-"""Bounded concurrency and a bounded queue: beyond both, a request is told when to come back."""
+"""Bounded concurrency and a bounded queue: beyond both, a request is told when to come back.
+
+The network and everything else that works on films is run by whoever has a turn, and `Admission` alone gives turns: in
+the order in which films came, whatever is asked of them.
+"""
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
@@ -14,6 +19,34 @@ from modules.errors import Busy
 T = TypeVar("T")
 
 SMOOTHING = 0.2  # weight of the newest duration in the running mean
+KEPT_FOR_OTHERS = 8  # of so many places one is kept from a client that has all the others; chosen
+
+
+class Shares:
+    """A number of places; a client who opens many connections never has the last ones, if there are enough of them."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._one_client = total - total // KEPT_FOR_OTHERS
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def taken(self) -> int:
+        """How many places are taken."""
+        return self._taken.total()
+
+    def take(self, client: str) -> bool:
+        """Take a place for the client of this address, if there is one."""
+        if self.taken >= self._total or self._taken[client] >= self._one_client:
+            return False
+        self._taken[client] += 1
+        return True
+
+    def give_back(self, client: str) -> None:
+        """Give back a place that was taken."""
+        self._taken[client] -= 1
+        if not self._taken[client]:
+            del self._taken[client]  # else an address would be kept for every client that ever came
 
 
 class Admission:
@@ -23,22 +56,14 @@ class Admission:
         self._limiter = anyio.CapacityLimiter(max_running)  # held from a request's first work to its last
         self._threads = anyio.CapacityLimiter(max_running)
         self._max_running = max_running
-        self._max_admitted = max_running + max_waiting
-        self._admitted = 0
+        self._places = Shares(max_running + max_waiting)
         self._mean_seconds = 1.0
 
-    def place(self) -> "Place":
-        """Return a place, to be left again; raises Busy at once when none is free."""
-        if self._admitted >= self._max_admitted:
+    def place(self, client: str = "") -> "Place":
+        """Return a place for the client of an address, to be left again; raises Busy at once when none is free."""
+        if not self._places.take(client):
             raise Busy("All places are taken. Send the film again a little later.", self._retry_after_s())
-        self._admitted += 1
-        return Place(self)
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread when it is its turn; raises Busy when there is no place to wait."""
-        with self.place() as place:
-            await place.wait_for_turn()
-            return await place.run(work)
+        return Place(self, client)
 
     async def _begin(self, place: "Place") -> None:
         await self._limiter.acquire_on_behalf_of(place)
@@ -50,19 +75,20 @@ class Admission:
         self._limiter.release_on_behalf_of(place)
         self._mean_seconds += SMOOTHING * (seconds - self._mean_seconds)
 
-    def _leave(self) -> None:
-        self._admitted -= 1
+    def _leave(self, client: str) -> None:
+        self._places.give_back(client)
 
     def _retry_after_s(self) -> int:
         """Guess when a place will be free: the work ahead, shared by those who do it."""
-        return max(1, math.ceil(self._mean_seconds * self._admitted / self._max_running))
+        return max(1, math.ceil(self._mean_seconds * self._places.taken / self._max_running))
 
 
 class Place:
     """A request's place among those admitted, and its turn once it has come; leaving twice is leaving once."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, client: str) -> None:
         self._admission = admission
+        self._client = client
         self._began: float | None = None
         self._left = False
 
@@ -80,7 +106,7 @@ class Place:
         if self._left:
             return
         self._left = True
-        self._admission._leave()
+        self._admission._leave(self._client)
         if self._began is not None:
             self._admission._end(self, time.perf_counter() - self._began)
 

@@ -6,24 +6,31 @@ import time
 import traceback
 import uuid
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.admission import Shares
+from modules.errors import Busy
 from modules.settings import MEBIBYTE
 
 logger = logging.getLogger("assistant.http")
 
 REQUEST_ID_HEADER = "X-Request-ID"
 FORM_OVERHEAD_BYTES = MEBIBYTE  # what a form may add to the film that it carries
+BODY_STALL_S = 30.0  # chosen: how long a body may stand still
+BODY_LIMIT_S = 600.0  # chosen: 50 MiB at 0.7 Mbit/s
+BODY_RETRY_S = 2  # chosen: most uploads take less
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_CONTENT_TYPE = 512  # characters
 _FOREIGN_CHARSET = re.compile(r"charset(?!\s*=\s*\"?utf-?8\b)")
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class BodyTooLarge(Exception):
-    """More bytes came than the limit allows; raised where the body is read."""
+class BodyRefused(Exception):
+    """The body of a request is not read any further; raised where it is read."""
 
 
 class RequestBoundary:
@@ -33,10 +40,10 @@ class RequestBoundary:
     never its text: either may hold what somebody typed.
     """
 
-    def __init__(self, app: ASGIApp, max_film_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_film_bytes: int, max_bodies: int) -> None:
         self._app = app
         self._max_film_bytes = max_film_bytes
-        self._max_body_bytes = max_film_bytes + FORM_OVERHEAD_BYTES
+        self._bodies = Shares(max_bodies)  # a body takes memory or disk before its film can ask for a place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -47,24 +54,29 @@ class RequestBoundary:
         asked = headers.get(REQUEST_ID_HEADER, "")
         request_id = asked if _ACCEPTED_ID.fullmatch(asked) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        exchange = _Exchange(request_id, receive, send, self._max_body_bytes)
+        exchange = _Exchange(request_id, client_of(scope), receive, send, self._max_film_bytes, self._bodies)
         start = time.perf_counter()
         try:
             if not _plain_charset(headers):
                 await problems.foreign_charset(request_id)(scope, receive, exchange.send)
             elif exchange.declared_too_large(headers):
                 await problems.too_large(request_id, self._max_film_bytes)(scope, receive, exchange.send)
+            elif _has_body(headers) and not exchange.begin_body():
+                # the server throws away what the client still sends, so that the answer is not lost
+                busy = Busy("Too many uploads are under way. Send the film again a little later.", BODY_RETRY_S)
+                await problems.busy(request_id, busy)(scope, receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         except Exception as exc:
-            if exchange.overflowed and exchange.status is None:
-                await problems.too_large(request_id, self._max_film_bytes)(scope, receive, exchange.send)
+            if exchange.refusal is not None and exchange.status is None:
+                await exchange.refusal(scope, receive, exchange.send)
             else:
                 log_unforeseen(request_id, exc)
                 if exchange.status is not None:
                     raise ConnectionAbortedError("the answer broke off") from None
                 await problems.internal_error(request_id)(scope, receive, exchange.send)
         finally:
+            exchange.end_body()
             route = getattr(scope.get("route"), "path", "(other)")
             fields = {
                 "request_id": request_id,
@@ -76,6 +88,16 @@ class RequestBoundary:
             logger.info("request", extra={"fields": fields})
 
 
+def client_of(scope: Scope) -> str:
+    """Return the address that a request came from; empty where the server does not say."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
 def _plain_charset(headers: Headers) -> bool:
     """Say whether the form is UTF-8: some codecs of Python take quadratic time, and a request may name any."""
     content_type = headers.get("content-type", "").lower()
@@ -83,34 +105,61 @@ def _plain_charset(headers: Headers) -> bool:
 
 
 class _Exchange:
-    """One request and its answer: counts what comes in, and stamps what goes out."""
+    """One request and its answer: bounds what comes in, and stamps what goes out."""
 
-    def __init__(self, request_id: str, receive: Receive, send: Send, max_body_bytes: int) -> None:
+    def __init__(
+        self, request_id: str, client: str, receive: Receive, send: Send, max_film_bytes: int, bodies: Shares
+    ) -> None:
         self.status: int | None = None
-        self.overflowed = False
+        self.refusal: Response | None = None  # the only answer to a body that was not read to its end
         self._request_id = request_id
+        self._client = client
         self._receive = receive
         self._send = send
-        self._max_body_bytes = max_body_bytes
+        self._max_film_bytes = max_film_bytes
+        self._max_body_bytes = max_film_bytes + FORM_OVERHEAD_BYTES
         self._received = 0
+        self._bodies = bodies
+        self._body_began: float | None = None  # of the event loop's clock; None: none is under way
 
     def declared_too_large(self, headers: Headers) -> bool:
         length = headers.get("content-length", "")
         return length.isdecimal() and (len(length) > 18 or int(length) > self._max_body_bytes)
 
+    def begin_body(self) -> bool:
+        """Take a place among the bodies that are under way, until this one has come or the request has ended."""
+        taken = self._bodies.take(self._client)
+        if taken:
+            self._body_began = anyio.current_time()
+        return taken
+
+    def end_body(self) -> None:
+        if self._body_began is not None:
+            self._body_began = None
+            self._bodies.give_back(self._client)
+
     async def receive(self) -> Message:
-        message = await self._receive()
+        message = await (self._receive() if self._body_began is None else self._next_of_body(self._body_began))
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._max_body_bytes:
-                self.overflowed = True
-                raise BodyTooLarge
+                self.refusal = problems.too_large(self._request_id, self._max_film_bytes)
+                raise BodyRefused
+        if not message.get("more_body", False):
+            self.end_body()
         return message
+
+    async def _next_of_body(self, began: float) -> Message:
+        left = min(BODY_STALL_S, began + BODY_LIMIT_S - anyio.current_time())
+        with anyio.move_on_after(left):
+            return await self._receive()
+        self.refusal = problems.too_slow(self._request_id)
+        raise BodyRefused
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if self.overflowed and message["status"] != 413:
-                raise BodyTooLarge  # whatever the application made of the broken body
+            if self.refusal is not None and message["status"] != self.refusal.status_code:
+                raise BodyRefused  # whatever the application made of the broken body
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self._request_id

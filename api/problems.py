@@ -74,8 +74,14 @@ def domain_error(request: Request, exc: Exception) -> Response:
     """Answer an error of the domain by the table."""
     if not isinstance(exc, errors.AssistantError) or STATUS[type(exc)] == 500:
         raise exc  # no error of a request: the boundary logs it and answers
-    headers = {"Retry-After": str(exc.retry_after_s)} if isinstance(exc, errors.Busy) else None
-    return answer(_domain_problem(exc, request_id(request)), headers)
+    if isinstance(exc, errors.Busy):
+        return busy(request_id(request), exc)
+    return answer(_domain_problem(exc, request_id(request)))
+
+
+def busy(id_: str, exc: errors.Busy) -> Response:
+    """Answer a full house, and say when to come back."""
+    return answer(_domain_problem(exc, id_), {"Retry-After": str(exc.retry_after_s)})
 
 
 def _domain_problem(exc: errors.AssistantError, id_: str) -> Problem:
@@ -153,6 +159,20 @@ def foreign_charset(id_: str) -> Response:
             code="unsupported_charset",
             request_id=id_,
         )
+    )
+
+
+def too_slow(id_: str) -> Response:
+    """Answer a body that does not come."""
+    return answer(
+        Problem(
+            title=_phrase(408),
+            status=408,
+            detail="The upload stood still or took too long. Send the film again.",
+            code="upload_too_slow",
+            request_id=id_,
+        ),
+        {"Connection": "close"},
     )
 
 

@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     max_upload_mb: int = Field(50, ge=1, le=1024, description="Largest upload, in MiB.")
     max_megapixels: int = Field(40, ge=1, le=400, description="Largest image, in millions of pixels.")
     max_concurrent_analyses: int = Field(2, ge=1, le=64, description="Films analysed at the same time.")
-    max_queued_analyses: int = Field(8, ge=0, le=1024, description="Films waiting beyond those; further ones get 503.")
+    max_queued_analyses: int = Field(16, ge=0, le=1024, description="Films waiting beyond those; further ones get 503.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
     @field_validator("medgemma_fallback", mode="before")
