@@ -9,7 +9,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import random
 import signal
 import statistics
@@ -20,7 +19,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from typing import Any
 import cv2
 
 from batch.command import ALL_READ, JOURNAL_SUFFIX
+from benchmarks.measuring import machine
 from modules.settings import PROJECT_ROOT, Settings
 from synthetic.phantom import make_film
 
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         films = draw(Path(folder) / "films", args.films, args.size)
-        result: dict[str, Any] = {"machine": _machine(), "films": args.films, "size_px": args.size}
+        result: dict[str, Any] = {"machine": machine(PACKAGES), "films": args.films, "size_px": args.size}
         result["speed"] = _speed(films, Path(folder), args.rounds, args.seconds)
         result["kills"] = _kills(films, Path(folder), args.kills, args.seed)
     text = json.dumps(result, indent=1) + "\n"
@@ -228,16 +227,6 @@ def _start(films: Path, out: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         words, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "load before": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
-    }
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,9 +8,7 @@ import argparse
 import base64
 import copy
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +23,10 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from benchmarks.measuring import machine
+from benchmarks.measuring import ratio as _ratio
+from benchmarks.measuring import resident_mib as _resident_mib
+from benchmarks.measuring import seconds as _seconds
 from benchmarks.servers import api_server, free_port
 from modules import explainability
 from modules.cnn_model import CnnModel, preprocess
@@ -37,8 +39,7 @@ from modules.records import Radiograph
 from modules.settings import PROJECT_ROOT, Colormap
 from modules.weights import load_weights
 
-# Before each measurement: OpenMP's threads spin on for a while after PyTorch's pass, and would slow the other side.
-SETTLE_S = 0.05
+PACKAGES = ("torch", "onnxruntime", "numpy", "opencv-python-headless")
 SAMPLE = PROJECT_ROOT / "assets" / "sample_xray.png"
 
 
@@ -236,28 +237,6 @@ def _copy_for_hooks(network: Any) -> nn.Sequential:
     ).requires_grad_(True)
 
 
-def _ratio(numerator: Callable[[], object], denominator: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Time both sides in turn; return the median of the ratios, their range, and the median times in ms."""
-    for warm_up in (numerator, denominator):
-        warm_up()
-    pairs = [(_seconds(numerator), _seconds(denominator)) for _ in range(max(3, rounds))]
-    ratios = sorted(a / b for a, b in pairs)
-    return {
-        "ratio": round(statistics.median(ratios), 3),
-        "least": round(ratios[0], 3),
-        "largest": round(ratios[-1], 3),
-        "numerator_ms": round(1000 * statistics.median(a for a, _ in pairs), 1),
-        "denominator_ms": round(1000 * statistics.median(b for _, b in pairs), 1),
-    }
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    time.sleep(SETTLE_S)
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def _server(data: bytes, requests: int) -> dict[str, Any]:
     """Start the API as the README does; time its first health answer, and watch its memory over many films."""
     server = api_server(free_port())
@@ -284,18 +263,8 @@ def _server(data: bytes, requests: int) -> dict[str, Any]:
     }
 
 
-def _resident_mib(pid: int) -> float:
-    kib = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
-    return round(int(kib) / 1024, 1)
-
-
 def _machine() -> dict[str, Any]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+    return machine(PACKAGES) | {"threads": torch.get_num_threads()}
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

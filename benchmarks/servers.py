@@ -86,7 +86,7 @@ class Server:
 def api_server(port: int, **settings: str) -> Server:
     """Return an API with the `dummy` reader and other settings, not yet started."""
     command = ("uvicorn", "main:app", "--host", HOST, "--port", str(port), "--http", "h11", "--ws", "none")
-    return Server(command, port, "/health", MEDGEMMA_MODE="dummy", **settings)
+    return Server(command, port, "/health", **{"MEDGEMMA_MODE": "dummy"} | settings)
 
 
 def dashboard_server(port: int, api_url: str) -> Server:
