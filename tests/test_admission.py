@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from api import middleware
-from api.admission import KEPT_FOR_OTHERS, Admission, Shares
+from api.admission import KEPT_FOR_OTHERS, Admission, Place, Shares
 from benchmarks.load import Client, shot
 from benchmarks.servers import serving_here
 from main import create_app
@@ -175,14 +175,26 @@ def post(address: str, path: str, film: bytes, **fields: str) -> httpx.Response:
     return httpx.post(f"{address}{path}", files={"image": film}, data=fields, timeout=30, trust_env=False)
 
 
-def test_previews_and_analyses_stand_in_one_row(pipeline: Pipeline, film_png: bytes) -> None:
+def test_previews_and_analyses_stand_in_one_row(
+    pipeline: Pipeline, film_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     doorman = Doorman(pipeline)
     paths = ["/analyze", "/render", "/render", "/analyze/stream", "/analyze", "/render"]
     with queue_of(doorman) as (address, done), ThreadPoolExecutor(len(paths)) as pool:
+        came = threading.Semaphore(0)
+        place = Admission.place
+
+        def noted(self: Admission, client: str = "") -> Place:
+            try:
+                return place(self, client)
+            finally:
+                came.release()
+
+        monkeypatch.setattr(Admission, "place", noted)
         sent = []
         for path in paths:
             sent.append(pool.submit(post, address, path, film_png))
-            time.sleep(0.1)  # each is in the row before the next one comes
+            assert came.acquire(timeout=10)  # each is in the row before the next one comes
         doorman.open.set()
         assert [response.result().status_code for response in sent] == [200] * len(paths)
     assert done == ["render" if path == "/render" else "open" for path in paths]
