@@ -16,9 +16,11 @@ RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin assistant && \
 WORKDIR /app
 
 # OpenCV's headless build, PyTorch and the decoders carry what they need beyond this base: no system package is installed.
-COPY requirements.txt constraints.txt ./
-RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
-    ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint constraints.txt --requirement requirements.txt
+# Every file is held against its hash; PyTorch's own index has other files than those whose hashes are locked.
+COPY requirements.txt requirements-locked.txt constraints.txt ./
+RUN if [ -z "$TORCH_INDEX_URL" ]; then set -- --require-hashes --only-binary :all: --requirement requirements-locked.txt; \
+    else set -- --extra-index-url "$TORCH_INDEX_URL" --constraint constraints.txt --requirement requirements.txt; fi && \
+    pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore "$@"
 
 # From what changes seldom to what changes often.
 COPY LICENSE ./

@@ -7,13 +7,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # is in requirements.txt; elsewhere it does not exist.
 MLX_READY := $(if $(filter Linux,$(shell uname -s)),.venv-mlx/.ready)
 WHEEL_VENV := .venv-wheel
+LOCKED_VENV := .venv-locked
+TOOLS_VENV := .venv-tools
+LOCK := requirements-locked.txt
 READ_SAMPLE := from modules.pipeline import Pipeline; from modules.settings import PROJECT_ROOT, Settings; \
   pipeline = Pipeline.from_settings(Settings(medgemma_mode="dummy")); \
   print(pipeline.analyze((PROJECT_ROOT / "assets" / "sample_xray.png").read_bytes(), "").risk_level)
 PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract format benchmark notebook sample medgemma check-medgemma wheel check-wheel clean
+.PHONY: help run test check contract format benchmark notebook sample medgemma check-medgemma wheel check-wheel lock check-locked audit clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,8 +66,22 @@ check-wheel: wheel ## install the wheel into an environment of its own, and let 
 	cd $(WHEEL_VENV) && bin/python -P -m evaluation --help >/dev/null
 	cd $(WHEEL_VENV) && bin/python -P -c '$(READ_SAMPLE)'
 
+lock: $(TOOLS_VENV)/.ready ## write requirements-locked.txt anew: the pins, with the hashes of their files
+	$(TOOLS_VENV)/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" --constraint constraints.txt --output-file $(LOCK) requirements.txt
+
+check-locked: ## install the very files whose hashes are locked into an environment of its own, and read the sample
+	rm -rf $(LOCKED_VENV)
+	$(PYTHON) -m venv $(LOCKED_VENV)
+	$(LOCKED_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+		--requirement $(LOCK)
+	$(LOCKED_VENV)/bin/python -c '$(READ_SAMPLE)'
+
+audit: $(TOOLS_VENV)/.ready ## ask the Python Packaging Advisory Database about every locked package
+	$(TOOLS_VENV)/bin/pip-audit --disable-pip --require-hashes --strict --requirement $(LOCK)
+
 clean: ## remove the environments, what was built, and caches
-	rm -rf $(VENV) .venv-mlx $(WHEEL_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-mlx $(WHEEL_VENV) $(LOCKED_VENV) $(TOOLS_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -82,6 +99,11 @@ $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
 
 $(VENV)/.ready-notebook: requirements-notebook.txt $(VENV)/.ready
 	$(PIP_INSTALL) --requirement requirements-notebook.txt
+	@touch $@
+
+$(TOOLS_VENV)/.ready: requirements-tools.txt
+	$(PYTHON) -m venv $(TOOLS_VENV)
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-tools.txt
 	@touch $@
 
 .venv-mlx/.ready: requirements-mlx.txt | $(BIN)/python

@@ -27,11 +27,11 @@ from modules.pipeline import Opened, Pipeline, Seen
 from modules.reasoners.base import Control
 from modules.records import DISCLAIMER, MAX_SYMPTOMS, HeatmapChoice
 from modules.settings import Settings
+from modules.version import VERSION
 from modules.weights import WeightsCard
 
 logger = logging.getLogger("assistant.server")
 
-VERSION = "0.1.0"
 NO_CURVES = "No curves of these weights were measured: python -m evaluation writes them, for the folder of the weights."
 MIN_BODIES = 8  # uploads at the same time, however few films may wait for their turn
 GONE = "The client went away before its turn came."

@@ -23,6 +23,7 @@ from batch.rows import Row, Status, model_columns
 from batch.sources import Film, Listing, SourceError, list_films, with_symptoms
 from batch.tables import TableError, suffixes, write_table
 from modules.settings import Settings, wrong_settings
+from modules.version import VERSION
 
 ALL_READ, COULD_NOT_RUN, SOME_NOT_READ, STOPPED = 0, 1, 3, 130
 FILM_LIMIT_S = 300.0  # chosen, not fitted: a film takes a second, and a decoder in a process of its own at most 20
@@ -120,7 +121,7 @@ def run(options: Options, make: Make | None = None) -> Summary:
     settings = _settings(reader=options.reader)
     listing = list_films(options.sources, options.paths_in)
     films = with_symptoms(listing.films, options.symptoms) if options.symptoms else listing.films
-    version = _version()
+    version = VERSION
     begun = _begun(options, settings, listing, version)
     workers, threads = workers_and_threads(options, settings)
     with Journal(options.journal, begun, restart=options.restart) as journal:
@@ -242,12 +243,6 @@ def _begun(options: Options, settings: Settings, listing: Listing, version: str)
         reader=",".join(dict.fromkeys(readers)),
         settings={name.upper(): getattr(settings, name) for name in kept},
     )
-
-
-def _version() -> str:
-    from main import VERSION
-
-    return VERSION
 
 
 @contextmanager

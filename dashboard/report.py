@@ -389,7 +389,7 @@ def _provenance(sheet: Sheet, analysis: Analysis, date: str) -> Any:
         "Film": wording.size_words(analysis),
         "Input gate": f"score {analysis.quality.gate_score:.2f}",
         "Request": analysis.request_id,
-        "Report made": date,
+        "Report made": f"{date}, version {analysis.version}",
     }
     cells = [(sheet.words(k, sheet.key), sheet.words(v, sheet.body, MAX_VALUE)) for k, v in entries.items()]
     rows = [[*left, *right] for left, right in zip(cells[::2], cells[1::2], strict=True)]

@@ -142,6 +142,7 @@ def show_provenance(analysis: Analysis) -> None:
         "Age": {None: "not stated", True: "under 18", False: "18 or over"}[quality.under_18],
         "Input gate": f"{quality.gate_score:.2f}{', overridden' if quality.forced else ''}. {quality.reason}",
         "Stages": stages or wording.NOT_MEASURED,
+        "Program": f"version {analysis.version}",
         "Request": analysis.request_id,
     }
     width = max(map(len, entries))

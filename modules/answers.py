@@ -62,6 +62,7 @@ class Analysis(Record):
     model: ModelInfo
     image: ImageSize
     timings_ms: dict[str, Number]
+    version: str = Field(description="Version of the code that made this answer")
     request_id: str
 
 

@@ -29,6 +29,7 @@ from modules.records import (
     Reading,
 )
 from modules.settings import Colormap, ReaderMode, Settings
+from modules.version import VERSION
 from modules.weights import load_weights
 
 
@@ -229,6 +230,7 @@ class Pipeline:
             model=seen.cnn.model,
             image=seen.size,
             timings_ms={**clock.milliseconds, "total": sum(clock.milliseconds.values())},
+            version=VERSION,
             request_id=seen.request_id,
         )
 

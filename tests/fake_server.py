@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from modules import answers, events, records
 from modules.pathologies import NAMES
+from modules.version import VERSION
 from modules.weights import EMBEDDED_WEIGHTS, WeightsCard, read_card
 
 URL = "http://127.0.0.1:8000"
@@ -101,6 +102,7 @@ def analysis(**other: Any) -> answers.Analysis:
         "model": MODEL,
         "image": answers.ImageSize(width=8, height=8),
         "timings_ms": {"cnn": 57.0},
+        "version": VERSION,
         "request_id": "request-1",
     }
     return answers.Analysis(**(values | other))

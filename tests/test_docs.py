@@ -17,7 +17,6 @@ from typing import Any, get_args
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from main import VERSION
 from modules import multimodal_reasoning, risk_module, symptoms
 from modules.pathologies import Criticality, criticality
 from modules.pipeline import Pipeline
@@ -26,6 +25,7 @@ from modules.reasoners.base import Control, ReaderFilm
 from modules.reasoners.conversation import Writer
 from modules.reasoners.turns import Generation, Turn
 from modules.settings import ReaderMode, Settings
+from modules.version import VERSION
 from modules.weights import CARD_FILE, EMBEDDED_WEIGHTS, MIN_POSITIVE_PATIENTS, read_card, write_card
 from tests.conftest import MakeClient
 from tests.scripted import clinical_text, film_text

@@ -23,10 +23,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-import main
 from launcher import services
 from modules.pathologies import NAMES
 from modules.settings import PROJECT_ROOT, Settings
+from modules.version import VERSION
 from tests.test_launcher import free_port
 from tests.test_structure import OWN, PACKAGES, PROGRAMS, imported
 
@@ -116,7 +116,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path
 
 
 def test_the_wheel_says_what_it_is(metadata: Message, wheel: Path) -> None:
-    assert metadata["Version"] == main.VERSION
+    assert metadata["Version"] == VERSION
     assert metadata["License-Expression"] == "MIT"
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Requires-Python"] == ">=3.11"
@@ -370,7 +370,7 @@ def test_the_workflow_runs_what_one_runs_oneself_and_may_only_read() -> None:
     assert all(job["timeout-minutes"] > 0 for job in jobs)
     commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
     assert {command.removeprefix("make ") for command in commands} <= TARGETS
-    assert {"make check", "make test", "make check-wheel"} == set(commands)
+    assert {"make check", "make test", "make check-wheel", "make check-locked", "make audit"} == set(commands)
 
 
 def test_the_workflow_and_the_script_of_continuous_integration_check_the_same() -> None:
