@@ -18,9 +18,12 @@ WORKDIR /app
 # OpenCV's headless build, PyTorch and the decoders carry what they need beyond this base: no system package is installed.
 # Every file is held against its hash; PyTorch's own index has other files than those whose hashes are locked.
 COPY requirements.txt requirements-locked.txt constraints.txt ./
-RUN if [ -z "$TORCH_INDEX_URL" ]; then set -- --require-hashes --only-binary :all: --requirement requirements-locked.txt; \
-    else set -- --extra-index-url "$TORCH_INDEX_URL" --constraint constraints.txt --requirement requirements.txt; fi && \
-    pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore "$@"
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN if [ -z "$TORCH_INDEX_URL" ]; then \
+        pip install --no-cache-dir --require-hashes --only-binary :all: --requirement requirements-locked.txt; \
+    else \
+        pip install --no-cache-dir --extra-index-url "$TORCH_INDEX_URL" --constraint constraints.txt --requirement requirements.txt; \
+    fi
 
 # From what changes seldom to what changes often.
 COPY LICENSE ./
