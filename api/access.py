@@ -35,7 +35,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 
 MINUTE_S = 60.0
 MAX_CLIENTS = 10_000  # whose rates are remembered
-ROUNDING_S = 1e-6
+ROUNDING_S = 1e-4
 
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 DOCS_POLICY = f"{POLICY}; connect-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'"
@@ -132,7 +132,9 @@ class Rate:
         self._clock = clock
         self._used_until: OrderedDict[str, float] = OrderedDict()
 
-    def __len__(self) -> int:
+    @property
+    def clients(self) -> int:
+        """How many clients are remembered."""
         return len(self._used_until)
 
     def wait_s(self, client: str) -> float:
@@ -143,7 +145,7 @@ class Rate:
         wait = used_until + self._period_s - now - MINUTE_S
         refused = wait > ROUNDING_S
         self._used_until[client] = used_until if refused else used_until + self._period_s
-        if len(self) > MAX_CLIENTS:
+        if self.clients > MAX_CLIENTS:
             self._used_until.popitem(last=False)
         return wait if refused else 0.0
 

@@ -1,4 +1,4 @@
-"""What happens around every request: its id, access, a bound on its body, one line of log, and an answer to any error."""
+"""What happens around every request: its id, access, a bound on its body, one line of log, an answer to any error."""
 
 import logging
 import re

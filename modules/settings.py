@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         description="Sites whose pages may use the API, such as https://films.example, separated by commas.",
     )
     rate_limit_per_minute: int = Field(
-        0, ge=0, le=100_000, description="Requests a minute that one address may make; 0: no limit."
+        0, ge=0, le=10_000, description="Requests a minute that one address may make; 0: no limit."
     )
 
     max_upload_mb: int = Field(50, ge=1, le=1024, description="Largest upload, in MiB.")
