@@ -39,6 +39,6 @@ EXPOSE 8000 8501
 
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 CMD ["python", "-c", "import http.client, sys; api = http.client.HTTPConnection('127.0.0.1', 8000, timeout=5); api.request('GET', '/health'); sys.exit(api.getresponse().status != 200)"]
 
-# All of the container's addresses, because a published port arrives on none of its own loopback. There is no access
-# control: what protects the API is that compose.yaml publishes the port on the loopback address of the host alone.
+# All of the container's addresses, because a published port arrives on none of its own loopback. So whoever asks comes from
+# elsewhere and needs the key: without API_KEY, all but /health is refused.
 CMD ["python", "-m", "uvicorn", "main:app", "--host", "0.0.0.0", "--port", "8000", "--http", "h11", "--ws", "none"]

@@ -16,6 +16,7 @@ from types import FrameType
 import httpx
 from pydantic import ValidationError
 
+from modules.reasoners.addresses import is_loopback
 from modules.settings import PROJECT_ROOT, SETTINGS_FOLDER, Settings, wrong_settings
 
 DASHBOARD_HOST = "127.0.0.1"
@@ -46,6 +47,16 @@ class Service:
     probe_url: str
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: Path = SETTINGS_FOLDER
+
+
+def check_access(settings: Settings) -> None:
+    """Raise LaunchError where other machines could reach the API, and none of them would be answered."""
+    host = settings.backend_host
+    if settings.api_key is None and host != "localhost" and not is_loopback(host):
+        raise LaunchError(
+            f"BACKEND_HOST={host} opens the API to other machines, which are answered with a key alone. Set API_KEY, "
+            "or leave BACKEND_HOST at 127.0.0.1."
+        )
 
 
 def services(settings: Settings) -> tuple[Service, Service]:
@@ -269,6 +280,11 @@ def main() -> int:
         for wrong in wrong_settings(exc):
             sys.stderr.write(f"{wrong}\n")
         sys.stderr.write(f"Correct this in the environment or in {(SETTINGS_FOLDER / '.env').resolve()}.\n")
+        return 1
+    try:
+        check_access(settings)
+    except LaunchError as exc:
+        sys.stderr.write(f"{exc}\n")
         return 1
     launcher = Launcher(services(settings))
     install_handlers(launcher)

@@ -17,8 +17,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from api import logs, problems
+from api.access import Access, client_of, docs_page
 from api.admission import Admission, Place
-from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, client_of, log_unforeseen
+from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, log_unforeseen
 from api.streaming import READER_THREADS, STREAM_DESCRIPTION, AdmittedFilm, events, stop_when_gone
 from modules.answers import Analysis, Health
 from modules.curves import Curves, load_curves
@@ -62,14 +63,21 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
         version=VERSION,
         lifespan=lifespan,
         form_limits=FORM_LIMITS,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     places = settings.max_concurrent_analyses + settings.max_queued_analyses
-    app.add_middleware(RequestBoundary, max_film_bytes=settings.max_upload_bytes, max_bodies=max(MIN_BODIES, places))
+    app.add_middleware(
+        RequestBoundary,
+        access=Access(settings),
+        max_film_bytes=settings.max_upload_bytes,
+        max_bodies=max(MIN_BODIES, places),
+    )
     app.add_exception_handler(AssistantError, problems.domain_error)
     app.add_exception_handler(RequestValidationError, problems.invalid_request)
     app.add_exception_handler(HTTPException, problems.http_error)
+    app.add_api_route("/docs", docs_page, include_in_schema=False)
     _add_routes(app, settings)
     problems.describe(app)
     return app
@@ -173,7 +181,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
             analysis = await anyio.to_thread.run_sync(work, limiter=readers)
         finally:
             leaving.cancel()
-        return Response(analysis, media_type="application/json", headers={"Cache-Control": "no-store"})
+        return Response(analysis, media_type="application/json")
 
     @app.post(
         "/analyze/stream",
@@ -211,7 +219,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     ) -> Response:
         async with _turn(request, admission) as place:
             png = await place.run(lambda: pipeline.render(image.file.read(), invert=invert))
-        return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})
+        return Response(png, media_type="image/png")
 
     @app.get("/health", response_model=Health, summary="Is the server ready, and which models answer?")
     async def health(pipeline: Loaded) -> Health:

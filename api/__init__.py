@@ -1,1 +1,1 @@
-"""What HTTP adds to the pipeline: problem answers, request ids, body limits and admission. Nothing clinical."""
+"""What HTTP adds to the pipeline: access, problem answers, request ids, body limits and admission. Nothing clinical."""

@@ -1,4 +1,4 @@
-"""What happens around every request: its id, a bound on its body, one line of log, and an answer to any error."""
+"""What happens around every request: its id, access, a bound on its body, one line of log, an answer to any error."""
 
 import logging
 import re
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.access import Access, client_of, stamp
 from api.admission import Shares
 from modules.errors import Busy
 from modules.settings import MEBIBYTE
@@ -40,8 +41,9 @@ class RequestBoundary:
     never its text: either may hold what somebody typed.
     """
 
-    def __init__(self, app: ASGIApp, max_film_bytes: int, max_bodies: int) -> None:
+    def __init__(self, app: ASGIApp, access: Access, max_film_bytes: int, max_bodies: int) -> None:
         self._app = app
+        self._access = access
         self._max_film_bytes = max_film_bytes
         self._bodies = Shares(max_bodies)  # a body takes memory or disk before its film can ask for a place
 
@@ -54,10 +56,13 @@ class RequestBoundary:
         asked = headers.get(REQUEST_ID_HEADER, "")
         request_id = asked if _ACCEPTED_ID.fullmatch(asked) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        exchange = _Exchange(request_id, client_of(scope), receive, send, self._max_film_bytes, self._bodies)
+        sending = self._access.sending(send, headers)
+        exchange = _Exchange(request_id, scope, receive, sending, self._max_film_bytes, self._bodies)
         start = time.perf_counter()
         try:
-            if not _plain_charset(headers):
+            if answer := self._access.answer(scope, headers, request_id):
+                await answer(scope, receive, exchange.send)
+            elif not _plain_charset(headers):
                 await problems.foreign_charset(request_id)(scope, receive, exchange.send)
             elif exchange.declared_too_large(headers):
                 await problems.too_large(request_id, self._max_film_bytes)(scope, receive, exchange.send)
@@ -88,12 +93,6 @@ class RequestBoundary:
             logger.info("request", extra={"fields": fields})
 
 
-def client_of(scope: Scope) -> str:
-    """Return the address that a request came from; empty where the server does not say."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
-
-
 def _has_body(headers: Headers) -> bool:
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
@@ -108,12 +107,13 @@ class _Exchange:
     """One request and its answer: bounds what comes in, and stamps what goes out."""
 
     def __init__(
-        self, request_id: str, client: str, receive: Receive, send: Send, max_film_bytes: int, bodies: Shares
+        self, request_id: str, scope: Scope, receive: Receive, send: Send, max_film_bytes: int, bodies: Shares
     ) -> None:
         self.status: int | None = None
         self.refusal: Response | None = None  # the only answer to a body that was not read to its end
         self._request_id = request_id
-        self._client = client
+        self._client = client_of(scope)
+        self._method: str = scope["method"]
         self._receive = receive
         self._send = send
         self._max_film_bytes = max_film_bytes
@@ -163,9 +163,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self._request_id
-            headers["X-Content-Type-Options"] = "nosniff"
-            if headers.get("content-type", "").startswith("text/event-stream"):
-                headers["Cache-Control"] = "no-store"  # the framework's "no-cache" lets an answer be kept
+            stamp(headers, self._method)
         await self._send(message)
 
 

@@ -16,6 +16,12 @@ from modules.events import EVENT_RECORDS
 from modules.settings import MEBIBYTE
 
 MEDIA_TYPE = "application/problem+json"
+OPEN_PATH = "/health"  # answers anyone: a container's check, a load balancer
+KEY_HEADER = "X-API-Key"
+KEYS = {
+    "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
+    "bearer": {"type": "http", "scheme": "bearer"},
+}
 
 # Every leaf of the error tree; a test fails when one is missing.
 STATUS: Mapping[type[errors.AssistantError], int] = {
@@ -44,7 +50,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 
 def describe(app: FastAPI) -> None:
-    """Put the schemas of problems and events, which no route returns as its model, into the application's OpenAPI."""
+    """Add to the application's OpenAPI what no route says of itself.
+
+    That is the schemas of problems and events, the key, and the answers to one who may not ask.
+    """
     plain = app.openapi
 
     def with_problem() -> dict[str, Any]:
@@ -54,6 +63,14 @@ def describe(app: FastAPI) -> None:
             described = record.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
             for name, definition in {**described.pop("$defs", {}), record.__name__: described}.items():
                 known.setdefault(name, definition)
+        schema["components"]["securitySchemes"] = KEYS
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                if path != OPEN_PATH:
+                    statuses = (401, 421, 429) if method == "get" else (401, 403, 421, 429)
+                    refusals = {str(status): said for status, said in documented(*statuses).items()}
+                    operation["responses"] = dict(sorted((operation["responses"] | refusals).items()))
+                    operation["security"] = [{}, *({name: []} for name in KEYS)]  # none on the server's own machine
         return schema
 
     app.openapi = with_problem  # type: ignore[method-assign]
@@ -147,6 +164,11 @@ def internal_error(id_: str) -> Response:
 def internal_problem(id_: str) -> Problem:
     """Describe what nobody foresaw without saying anything of it."""
     return Problem(title=_phrase(500), status=500, detail=INTERNAL_DETAIL, code="internal_error", request_id=id_)
+
+
+def refused(id_: str, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer one who may not ask, or not so often."""
+    return answer(Problem(title=_phrase(status), status=status, detail=detail, code=code, request_id=id_), headers)
 
 
 def foreign_charset(id_: str) -> Response:

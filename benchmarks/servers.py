@@ -112,9 +112,9 @@ def serving() -> Iterator[tuple[Server, Server]]:
 
 
 @contextmanager
-def serving_here(app: Any) -> Iterator[str]:
-    """Serve an application from a thread of this process, over a real socket; yields its address."""
-    server = uvicorn.Server(uvicorn.Config(app, HOST, 0, http="h11", log_level="error"))
+def serving_here(app: Any, host: str = HOST, **options: Any) -> Iterator[str]:
+    """Serve an application from a thread of this process, over a real socket; yields its address on the loopback."""
+    server = uvicorn.Server(uvicorn.Config(app, host, 0, http="h11", log_level="error", **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

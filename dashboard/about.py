@@ -38,7 +38,8 @@ PRIVACY = (
     "Such a reader gets re-encoded pixels and the symptoms: no header, no file name.",
     "Of a DICOM header only what describes the film is read, and the age: no name, no date, no id.",
     "Logs hold request ids, routes, status and times: no film, no symptom, no file name.",
-    "There is no access control: do not open the server to a network that you do not trust.",
+    "The server wants a key from other machines. This page asks nobody for one: do not open it to a network that you "
+    "do not trust.",
 )
 SOURCES = (
     "This project: MIT licence, weights included.",

@@ -7,7 +7,7 @@ from typing import TypeVar, get_args
 
 import httpx
 import httpx_sse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from modules.answers import Health, Problem
 from modules.curves import Curves
@@ -50,10 +50,17 @@ class ClientError(Exception):
 class AssistantClient:
     """Speaks to one API server; a given `transport` is closed after each request."""
 
-    def __init__(self, base_url: str, timeout_s: float, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        timeout_s: float,
+        transport: httpx.BaseTransport | None = None,
+        api_key: SecretStr | None = None,
+    ) -> None:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
         self._transport = transport
+        self._headers = {"X-API-Key": api_key.get_secret_value()} if api_key else {}
 
     def stream(
         self,
@@ -142,7 +149,7 @@ class AssistantClient:
     def _client(self, timeout_s: float) -> httpx.Client:
         timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         # A proxy named in the environment must not see the film: the server is this machine, or one that was named.
-        return httpx.Client(transport=self._transport, timeout=timeout, trust_env=False)
+        return httpx.Client(transport=self._transport, timeout=timeout, trust_env=False, headers=self._headers)
 
     def _translated(self, exc: Exception, timeout_s: float) -> ClientError:
         """Turn an error of the transport into ours; the order goes from the special to the general."""
@@ -257,7 +264,9 @@ def _explained(problem: Problem, status: int, retry_after_s: int | None) -> str:
     parts = [problem.detail]
     fields = [": ".join(error.values()) for error in problem.errors or ()]
     parts += [field for field in fields if field not in problem.detail]
-    if status == httpx.codes.SERVICE_UNAVAILABLE:
+    if status == httpx.codes.UNAUTHORIZED:
+        parts.append("The dashboard sends API_KEY: set it to the server's key, and restart the dashboard")
+    if status in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
         parts.append(f"Try again in {retry_after_s} s" if retry_after_s else "Try again in a moment")
     elif status >= httpx.codes.INTERNAL_SERVER_ERROR:
         parts.append("Try again; if it happens again, the server's log tells more under the request id")

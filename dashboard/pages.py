@@ -55,7 +55,7 @@ def set_up() -> None:
 def reading_room() -> None:
     """Take films, have them analysed, and show one."""
     settings, session = load_settings(), current_session()
-    client = AssistantClient(settings.api_url, settings.dashboard_timeout_s)
+    client = AssistantClient(settings.api_url, settings.dashboard_timeout_s, api_key=settings.api_key)
     session.advance(client)
     with st.sidebar:
         views.take_films(session, settings)
@@ -84,7 +84,7 @@ def about() -> None:
 def _client_beside_the_queue() -> AssistantClient:
     """Return a client for a page other than the reading room, while the films that wait are still read in turn."""
     settings, session = load_settings(), current_session()
-    client = AssistantClient(settings.api_url, settings.dashboard_timeout_s)
+    client = AssistantClient(settings.api_url, settings.dashboard_timeout_s, api_key=settings.api_key)
     if session.busy:
         progress.keep_going(session, client)
     return client

@@ -1,5 +1,6 @@
 """One Settings for server and dashboard, read from the environment and from `.env`."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,12 @@ SETTINGS_FOLDER = PROJECT_ROOT if (PROJECT_ROOT / ".env.example").is_file() else
 MEBIBYTE = 1 << 20
 
 ReaderMode = Literal["local", "api", "openai", "dummy"]
+
+# As browsers write them: small letters, no path, no port that goes without saying. An asterisk is none of them, because
+# any page could then ask the server on its reader's own machine, which wants no key.
+Host = Annotated[str, Field(pattern=r"^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)$")]
+Origin = Annotated[str, Field(pattern=r"^https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?$")]
+_KEY = re.compile(r"[!-~]{16,256}")
 
 # The two replies of a reader fit into the first with all that they may hold, and into the second with a few words in
 # each of their parts (`modules/reasoners/replies.py`).
@@ -37,7 +44,11 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=SETTINGS_FOLDER / ".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+        env_file=SETTINGS_FOLDER / ".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a key
     )
 
     medgemma_mode: ReaderMode = Field("local", description="Second reader: local, api, openai or dummy.")
@@ -109,18 +120,42 @@ class Settings(BaseSettings):
         600.0, gt=0, allow_inf_nan=False, description="How long the dashboard waits for an analysis, in seconds."
     )
 
+    api_key: SecretStr | None = Field(
+        None,
+        description="Key that clients on other machines must send, of 16 characters at least; without one, only this "
+        "machine is answered.",
+    )
+    allowed_hosts: Annotated[tuple[Host, ...], NoDecode] = Field(
+        (), description="Names of the API besides localhost, 127.0.0.1 and [::1], separated by commas."
+    )
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = Field(
+        (),
+        description="Sites whose pages may use the API, such as https://films.example, separated by commas.",
+    )
+    rate_limit_per_minute: int = Field(
+        0, ge=0, le=10_000, description="Requests a minute that one address may make; 0: no limit."
+    )
+
     max_upload_mb: int = Field(50, ge=1, le=1024, description="Largest upload, in MiB.")
     max_megapixels: int = Field(40, ge=1, le=400, description="Largest image, in millions of pixels.")
     max_concurrent_analyses: int = Field(2, ge=1, le=64, description="Films analysed at the same time.")
     max_queued_analyses: int = Field(16, ge=0, le=1024, description="Films waiting beyond those; further ones get 503.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
-    @field_validator("medgemma_fallback", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", "medgemma_fallback", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("api_key")
+    @classmethod
+    def _cannot_be_guessed(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not _KEY.fullmatch(key.get_secret_value()):
+            raise ValueError("must have 16 to 256 characters, ASCII without spaces")
+        return key
+
     @field_validator(
+        "api_key",
         "backend_url",
         "cnn_cache",
         "cxr_weights_sha256",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -31,6 +32,11 @@ def as_png(pixels: npt.NDArray[Any]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
+
+
+def on_the_loopback(app: FastAPI) -> TestClient:
+    """Return a client on this machine, which needs no key."""
+    return TestClient(app, "http://127.0.0.1:8000", client=("127.0.0.1", 50_000), follow_redirects=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,7 +84,7 @@ def make_client(pipeline: Pipeline) -> Iterator[MakeClient]:
 
         def make(pipeline: Pipeline = pipeline, **settings: Any) -> TestClient:
             app = create_app(Settings(_env_file=None, **settings), pipeline)
-            return stack.enter_context(TestClient(app, follow_redirects=False))
+            return stack.enter_context(on_the_loopback(app))
 
         yield make
 
@@ -86,7 +92,7 @@ def make_client(pipeline: Pipeline) -> Iterator[MakeClient]:
 @pytest.fixture(scope="session")
 def client(pipeline: Pipeline) -> Iterator[TestClient]:
     """An application with the default settings, shared by all tests that change nothing."""
-    with TestClient(create_app(Settings(_env_file=None), pipeline), follow_redirects=False) as started:
+    with on_the_loopback(create_app(Settings(_env_file=None), pipeline)) as started:
         yield started
 
 

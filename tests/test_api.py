@@ -252,7 +252,8 @@ def test_openapi_documents_every_error_as_a_problem(client: TestClient) -> None:
     assert {"/analyze", "/render", "/health", "/model"} <= set(schema["paths"])
     for path in ("/analyze", "/render"):
         responses = schema["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "408", "413", "415", "422", "500", "503"}
+        refusals = {"401", "403", "421", "429"}
+        assert set(responses) == {"200", "400", "408", "413", "415", "422", "500", "503"} | refusals
         for status in set(responses) - {"200"}:
             assert responses[status]["content"] == {
                 "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}

@@ -392,7 +392,8 @@ import json, sys
 from starlette.testclient import TestClient
 from main import create_app
 from modules.settings import PROJECT_ROOT, Settings
-with TestClient(create_app(Settings(_env_file=None, medgemma_mode="dummy", cnn_device="cpu"))) as client:
+app = create_app(Settings(_env_file=None, medgemma_mode="dummy", cnn_device="cpu"))
+with TestClient(app, "http://localhost", client=("::1", 1)) as client:
     health = client.get("/health").json()
     film = (PROJECT_ROOT / "assets" / "sample_xray.png").read_bytes()
     assert client.post("/analyze?", files={"image": ("film", film)}).status_code == 200

@@ -355,7 +355,7 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 def shown_default(name: str) -> str:
     default = Settings.model_fields[name].default
     assert default is not PydanticUndefined
-    if default is None:
+    if default is None or default == ():
         return "(unset)"
     text = ",".join(default) if isinstance(default, tuple) else str(default)
     return f"`{text.lower() if isinstance(default, bool) else text}`"

@@ -24,7 +24,7 @@ def is_this_machine(url: str) -> bool:
         return _resolves_to_this_machine(host)
     if host.startswith("["):
         host = host[1:-1] if ":" in host else ""
-    return _is_loopback(host)
+    return is_loopback(host)
 
 
 def described(url: str) -> str:
@@ -60,10 +60,11 @@ def _resolves_to_this_machine(host: str) -> bool:
         found = socket.getaddrinfo(host, None)
     except OSError:
         return False
-    return bool(found) and all(_is_loopback(str(entry[4][0])) for entry in found)
+    return bool(found) and all(is_loopback(str(entry[4][0])) for entry in found)
 
 
-def _is_loopback(text: str) -> bool:
+def is_loopback(text: str) -> bool:
+    """Say whether a text is an address of the loopback, IPv4-mapped ones too."""
     if "%" in text:  # an interface is named
         return False
     try:
