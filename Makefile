@@ -16,7 +16,7 @@ READ_SAMPLE := from modules.pipeline import Pipeline; from modules.settings impo
 PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract format benchmark notebook sample medgemma check-medgemma wheel check-wheel lock check-locked audit clean
+.PHONY: help run test check contract format benchmark soak notebook sample medgemma check-medgemma wheel check-wheel lock check-locked audit clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(VENV)/.ready-dev ## format the code
 
 benchmark: $(VENV)/.ready-dev ## measure speed and memory, as ratios
 	$(BIN)/python -m benchmarks.pipeline
+
+soak: $(VENV)/.ready-dev ## half an hour of good films, bad files, slow clients and clients that leave; memory must stay
+	$(BIN)/python -m benchmarks.soak
 
 notebook: $(VENV)/.ready-notebook ## open the notebook in JupyterLab
 	$(BIN)/jupyter lab Med_Ai.ipynb

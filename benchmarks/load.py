@@ -94,7 +94,7 @@ def shot(path: str, film: bytes, name: str, *, expected: int = 200, mark: bytes 
     body = b"".join(head + part for part in parts) + f"--{BOUNDARY}--\r\n".encode()
     lines = (
         f"POST {path} HTTP/1.1",
-        "Host: load",
+        "Host: localhost",
         f"Content-Type: multipart/form-data; boundary={BOUNDARY}",
         f"Content-Length: {len(body)}",
         "\r\n",
@@ -116,14 +116,8 @@ class Client:
 
     async def ask(self, request: bytes, mark: bytes = b"") -> Answer:
         """Send a request and read its answer to the end; raises OSError or EOFError when there is none."""
-        if time.perf_counter() > self._idle_since + KEEP_ALIVE_S:
-            self.close()
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._address, local_addr=self._source, limit=MAX_HEAD)
-            self._streams[1].get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reader, writer = self._streams
+        reader = await self.send(request)
         try:
-            writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             lines = head.decode("latin-1").lower().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
@@ -140,6 +134,18 @@ class Client:
         self._idle_since = time.perf_counter()
         after = headers.get("retry-after", "")
         return Answer(int(lines[0].split()[1]), int(after) if after.isdecimal() else None, marked)
+
+    async def send(self, part: bytes) -> asyncio.StreamReader:
+        """Send a request, or a part of one; the answer comes from the reader that is returned."""
+        if time.perf_counter() > self._idle_since + KEEP_ALIVE_S:
+            self.close()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address, local_addr=self._source, limit=MAX_HEAD)
+            self._streams[1].get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        reader, writer = self._streams
+        writer.write(part)
+        self._idle_since = time.perf_counter()
+        return reader
 
     def close(self) -> None:
         """Close the connection."""
@@ -239,7 +245,7 @@ def _measured(load: Load) -> Iterator[None]:
 async def probing(url: str) -> AsyncIterator[list[float]]:
     """Ask `/health` all the time; yields the seconds that each answer took, infinite where there was none."""
     found: list[float] = []
-    client, question = Client(url), b"GET /health HTTP/1.1\r\nHost: load\r\n\r\n"
+    client, question = Client(url), b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     async def probe() -> None:
         while True:

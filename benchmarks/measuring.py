@@ -3,11 +3,13 @@
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 # Before each measurement: OpenMP's threads spin on for a while after PyTorch's pass, and would slow the other side.
@@ -18,11 +20,20 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
     """Return the machine, its load, and the versions of what is measured."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "load before": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
 
 
 def ratio(numerator: Callable[[], object], denominator: Callable[[], object], rounds: int) -> dict[str, float]:

@@ -15,8 +15,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ import pydicom
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.load import Load, Outcome, Sender, Shot, closed_loop, open_loop, probing, shot
-from benchmarks.measuring import machine, percentile, resident_mib, table
-from benchmarks.servers import HOST, Server, api_server, free_port
+from benchmarks.measuring import machine, percentile, table
+from benchmarks.servers import HOST, running
 from modules.pipeline import Pipeline
 from modules.settings import PROJECT_ROOT, Settings
 from synthetic.phantom import make_film
@@ -50,9 +50,6 @@ WARM_UP = 20  # requests
 FLOOD = 40  # connections: more than there are places
 HANG_LIMIT_S = 10.0
 WARM_UP_S = 2.0
-SOAK_CLIENTS = 4
-SOAK_STEPS = 20
-SETTLED = 0.25  # of a soak, before the server has had all sizes of films at once
 
 Result = dict[str, Any]
 
@@ -65,28 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     _say("machine", [{"what": key, "value": value} for key, value in result["machine"].items()])
     settings = dict(pair.split("=", 1) for pair in args.set)
     with running(**settings) as server:
-        if args.soak:
-            result["soak"] = soak(server.url, server.pid, args.soak)
-        else:
-            result |= loaded(server.url, film, args.clients, args.rounds, args.seconds)
-            result["mixed"] = mixed(server.url, args.seconds)
-            result["flood"] = flood(server.url, film, args.seconds)
-    if not args.soak:
-        result["hanging reader"] = hanging(film, 0.5 * result["best films/s"], args.rounds, args.seconds, settings)
+        result |= loaded(server.url, film, args.clients, args.rounds, args.seconds)
+        result["mixed"] = mixed(server.url, args.seconds)
+        result["flood"] = flood(server.url, film, args.seconds)
+    result["hanging reader"] = hanging(film, 0.5 * result["best films/s"], args.rounds, args.seconds, settings)
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-
-
-@contextmanager
-def running(**settings: str) -> Iterator[Server]:
-    """Run the API as the README does."""
-    server = api_server(free_port(), **settings)
-    try:
-        server.start()
-        server.wait()
-        yield server
-    finally:
-        server.kill()
 
 
 # ── One kind of film ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -274,51 +255,6 @@ def hanging(film: bytes, rate: float, rounds: int, seconds: float, settings: dic
     return rows
 
 
-# ── Soak ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def soak(url: str, pid: int, requests: int) -> Result:
-    """Send films of all kinds to all routes, and watch the memory of the server."""
-    drawn = films()
-    large = drawn["12 megapixel DICOM"]
-    usual = [
-        shot(path, drawn[name], path)
-        for path in ("/analyze", "/render", "/analyze/stream")
-        for name in drawn
-        if name not in ("refused", "12 megapixel DICOM")
-    ]
-    rare = [
-        shot("/analyze", large, "large"),
-        shot("/analyze", drawn["refused"], "refused", expected=422),
-        shot("/analyze", drawn["refused"], "forced", force="true", heatmaps="all"),
-        shot("/analyze", b"no film", "no film", expected=415),
-        shot("/render", large, "large"),
-    ]
-    shots = itertools.cycle([one for other in rare for one in (*usual, other)])
-    step = max(1, requests // SOAK_STEPS)
-    sent, rows, outcomes = 0, [], list[Outcome]()
-    while sent < requests:
-        load = asyncio.run(closed_loop(url, [Sender(shots)] * SOAK_CLIENTS, requests=step))
-        sent += step
-        outcomes += load.outcomes
-        rows.append({"requests": sent, "resident MiB": resident_mib(pid), "per second": _r(load.rate)})
-    _say("soak", rows)
-    kept = [row for row in rows if row["requests"] > SETTLED * sent]
-    sizes = [row["resident MiB"] for row in kept]
-    slope = (
-        statistics.linear_regression([row["requests"] / 1000 for row in kept], sizes).slope if len(kept) > 1 else None
-    )
-    found = {
-        "requests": sent,
-        f"MiB per 1,000 requests, after the first {SETTLED:.0%}": None if slope is None else _r(slope),
-        "largest / smallest after that": _r(max(sizes) / min(sizes)),
-        "wrong answers": sum(not o.answered for o in outcomes),
-        "refusals": sum(o.refusals for o in outcomes),
-    }
-    _say("memory", [found])
-    return {"steps": rows} | found
-
-
 # ── Figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -370,7 +306,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clients", type=int, nargs="+", default=CLIENTS, help="counts of clients, rising (default: 1 2 4 8 16)")
     add("--rounds", type=int, default=3, help="of each closed loop, in turn (default: %(default)s)")
     add("--seconds", type=float, default=10.0, help="of each load (default: %(default)s)")
-    add("--soak", type=int, default=0, metavar="N", help="instead: send N films of all kinds, and watch the memory")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server; may be repeated")
     add("--out", type=Path, help="also write the result as JSON")
     return parser.parse_args(argv)

@@ -89,6 +89,18 @@ def api_server(port: int, **settings: str) -> Server:
     return Server(command, port, "/health", **{"MEDGEMMA_MODE": "dummy"} | settings)
 
 
+@contextmanager
+def running(**settings: str) -> Iterator[Server]:
+    """Run an API as the README does, with the `dummy` reader and other settings."""
+    server = api_server(free_port(), **settings)
+    try:
+        server.start()
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+
+
 def dashboard_server(port: int, api_url: str) -> Server:
     """Return a dashboard that asks an API, not yet started."""
     command = ("streamlit", "run", "app.py", "--server.address", HOST, "--server.port", str(port))

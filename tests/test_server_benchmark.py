@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import measuring, server
+from benchmarks import measuring, server, soak
 from benchmarks.load import Load, Outcome, Sender, closed_loop, open_loop, probing, shot
 from benchmarks.servers import serving_here
 from main import create_app
@@ -191,8 +191,31 @@ def test_the_whole_benchmark_runs_and_says_what_it_found(
     for title in ("closed loop", "open loop", "ratios", "films of all sizes", "the second reader"):
         assert title in said
 
-    server.main(["--soak", "21", "--out", str(out)])
-    soak = json.loads(out.read_text("utf-8"))["soak"]
-    assert soak["wrong answers"] == 0
-    assert soak["steps"][-1]["requests"] >= 21
-    assert all(row["resident MiB"] > 10 for row in soak["steps"])
+
+def test_a_soak_counts_every_request_and_breaks_no_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "MOST_MIB", 1e6)  # so short, the server still grows into its work
+    out = tmp_path / "soak.json"
+    assert soak.main(["--minutes", "2", "--requests", "40", "--out", str(out)]) == 0
+    found = json.loads(out.read_text("utf-8"))
+    assert found["soak"]["sent"] >= 40
+    assert found["soak"]["left by their client"] > 0
+    assert {row["clients"] for row in found["clients"]} >= {"films", "no films"}
+    assert all(found["kept"].values())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "broken"),
+    [
+        (Outcome("film", 500, 200, 0.1), "no wrong answer"),
+        (Outcome("film", 0, 200, 0.1), "sent = answered + left"),
+        (Outcome("film", 200, 200, 0.1, None, 1, clean=False), "no wrong answer"),
+    ],
+)
+def test_a_soak_notices_a_wrong_answer_and_none(outcome: Outcome, broken: str) -> None:
+    tally = soak.Tally()
+    for one in (Outcome("film", 200, 200, 0.1), outcome):
+        tally.note("films", one)
+    found = soak._found(tally, [(0, 100.0), (1, 100.0), (2, 100.0)], [0.001], 1.0)
+    assert not found["kept"][broken]
+    assert soak._found(tally, [(0, 100.0), (1, 100.0), (2, 101.0)], [0.001], 1.0)["kept"]["memory is flat"] is False
+    assert soak._found(tally, [(1, 9.0), (2, 9.0)], [float("inf")], 1.0)["kept"]["/health always answered"] is False
