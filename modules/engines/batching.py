@@ -47,7 +47,7 @@ class BatchingEngine:
         self._owner = _Owner(engine, max_images, max_wait_s, max_waiting)
         self._thread = threading.Thread(target=self._owner.work, name="cnn", daemon=True)
         # The thread knows the owner and not this object: a model that nobody holds any more ends its thread too.
-        self._stop = weakref.finalize(self, self._owner.stop)
+        self._end = weakref.finalize(self, _end, self._owner, self._thread)
         self._thread.start()
 
     @property
@@ -83,9 +83,7 @@ class BatchingEngine:
 
     def close(self) -> None:
         """Let the pass that is under way end; whoever still waits gets Busy."""
-        self._stop()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(CLOSE_LIMIT_S)
+        self._end()
         self._engine.close()
 
 
@@ -195,6 +193,13 @@ class _Owner:
             (logits[end - len(batch) : end].copy(), features[end - len(batch) : end].copy())
             for batch, end in zip(batches, ends, strict=True)
         ]
+
+
+def _end(owner: _Owner, thread: threading.Thread) -> None:
+    """Stop the owner and wait for its pass: an interpreter that ends in the midst of one would crash."""
+    owner.stop()
+    if threading.current_thread() is not thread:
+        thread.join(CLOSE_LIMIT_S)
 
 
 def _stopping() -> Busy:
