@@ -32,7 +32,7 @@ JOURNAL_SUFFIX = ".journal"
 TERMINAL_BAR_S = 0.5
 QUIET_BAR_S = 30.0  # between two lines of progress where there is no terminal
 # Settings that change what is in the table, beyond weights and options.
-KEPT_SETTINGS = ("cnn_mirror_check", "max_upload_mb", "max_megapixels")
+KEPT_SETTINGS = ("cnn_mirror_check", "cnn_precision", "max_upload_mb", "max_megapixels")
 READER_SETTINGS = ("medgemma_model", "gemini_model", "openai_model", "reader_sees_cnn", "reader_max_tokens")
 
 DIED = {

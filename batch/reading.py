@@ -59,7 +59,9 @@ class Recipe:
         cv2.setNumThreads(self.threads)
         from modules.pipeline import Pipeline
 
-        pipeline = Pipeline.from_settings(self.settings.model_copy(update={"cnn_threads": self.threads}))
+        # a worker has one film at a time: there is nothing to share a pass with
+        own = self.settings.model_copy(update={"cnn_threads": self.threads, "cnn_batch": 1})
+        pipeline = Pipeline.from_settings(own)
         # The drivers of other devices map memory as they please, and a local model's process would inherit the limit.
         if pipeline.cnn.info.device == "cpu" and self.settings.medgemma_mode == "dummy":
             _limit_memory()

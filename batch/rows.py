@@ -55,6 +55,7 @@ class Row(Record):
     weights_sha256: str | None = None
     engine: str | None = None
     device: str | None = None
+    precision: str | None = None
     version: str | None = None
     ms: dict[str, Number] = Field(default_factory=dict)
 
@@ -110,6 +111,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("weights_sha256", "text", "their hash"),
     Column("engine", "text", "inference engine of the CNN"),
     Column("device", "text", "device of the CNN"),
+    Column("precision", "text", "in which type the CNN was computed"),
     Column("version", "text", "of this program"),
     Column("ms_read", "number", "milliseconds to read the file, or to unpack it"),
     *(Column(f"ms_{stage}", "number", f"milliseconds of the stage {stage}") for stage in STAGES),
@@ -124,6 +126,7 @@ def model_columns(model: ModelInfo, version: str) -> dict[str, str]:
         "weights_sha256": model.sha256,
         "engine": model.engine,
         "device": model.device,
+        "precision": model.precision,
         "version": version,
     }
 

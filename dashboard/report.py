@@ -384,7 +384,7 @@ def _provenance(sheet: Sheet, analysis: Analysis, date: str) -> Any:
     entries = {
         "CNN": wording.network_words(model),
         "Weights": f"{model.weights}, SHA-256 {model.sha256[:12]}",
-        "Engine, device": f"{model.engine}, {model.device}",
+        "Engine, device, precision": f"{model.engine}, {model.device}, {model.precision}",
         "Questions": wording.question_words(analysis.reader),
         "Film": wording.size_words(analysis),
         "Input gate": f"score {analysis.quality.gate_score:.2f}",

@@ -128,7 +128,7 @@ def show_provenance(analysis: Analysis) -> None:
     entries = {
         "CNN": wording.network_words(model),
         "Weights": f"{model.weights}, SHA-256 {model.sha256[:12]}…",
-        "Engine, device": f"{model.engine}, {model.device}",
+        "Engine, device, precision": f"{model.engine}, {model.device}, {model.precision}",
         "Reader asked for": reader.mode_requested,
         "Reader that ran": reader.mode,
         "Reader's model": reader.model or "none",

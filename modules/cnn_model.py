@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from modules.engines.base import EngineChoice
+from modules.engines.base import NO_GPU_OPTIONS, EngineChoice, GpuOptions
 from modules.engines.choice import make_engine
 from modules.engines.densenet import CLASSIFIER_WEIGHT
 from modules.errors import WeightsError
@@ -69,13 +69,15 @@ class CnnModel:
         cache: Path | None = None,
         threads: int = 0,
         mirror_check: bool = True,
+        gpu: GpuOptions = NO_GPU_OPTIONS,
     ) -> None:
         """Build the network; what is measured runs in PyTorch, the server asks for the engine of its settings."""
         card = weights.card
         self.card = card
         self._mirror_check = mirror_check
         prepare = functools.partial(preprocess, recipe=card.preprocessing)
-        self.engine = make_engine(weights, engine, device, cache, prepare, threads)
+        images_a_film = 2 if mirror_check else 1
+        self.engine = make_engine(weights, engine, device, cache, prepare, threads, gpu, images_a_film)
         outputs = [output for _, output in card.served]
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
             self._slope = np.array([o.slope for o in outputs], np.float32)
@@ -91,13 +93,14 @@ class CnnModel:
             architecture=card.architecture,
             engine=self.engine.name,
             device=self.engine.device,
+            precision=self.engine.precision,
             calibrated=card.calibration is not None,
         )
         # The first pass is many times slower than the next ones: better at start-up than for the first film.
         recipe = card.preprocessing
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             black = (np.zeros((1, recipe.input_size, recipe.input_size), np.float32) - recipe.mean) / recipe.std
-            batch = np.stack([np.asarray(black, np.float32)] * (2 if mirror_check else 1))
+            batch = np.stack([np.asarray(black, np.float32)] * images_a_film)
             log_odds = self._slope * self.forward(batch)[0] + self._intercept
         if not np.isfinite(log_odds).all():
             raise WeightsError(f"The weights {card.name} give log-odds that are not finite: they cannot serve.")
@@ -123,3 +126,7 @@ class CnnModel:
     def forward(self, batch: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Run a batch (B, 1, S, S): logits (B, 14) and the feature map (B, C, h, w) that enters the pooling."""
         return self.engine.run(batch)
+
+    def close(self) -> None:
+        """Release what the engine holds; films that still wait for it get Busy."""
+        self.engine.close()

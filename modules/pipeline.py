@@ -11,6 +11,7 @@ import numpy as np
 from modules import explainability, fusion, risk_module, uncertainty
 from modules.answers import Analysis, ConfidenceScores, ImageSize
 from modules.cnn_model import CnnModel
+from modules.engines.base import GpuOptions
 from modules.errors import InvalidSymptoms
 from modules.events import CnnSeen, HeatmapsDrawn
 from modules.images import ImageLimits, open_image, to_png
@@ -106,6 +107,7 @@ class Pipeline:
                 cache=settings.cnn_cache,
                 threads=settings.cnn_threads,
                 mirror_check=settings.cnn_mirror_check,
+                gpu=GpuOptions(settings.cnn_precision, settings.cnn_batch, settings.cnn_compile),
             ),
             InputGate.load(),
             SecondReader.from_settings(settings),
@@ -235,8 +237,9 @@ class Pipeline:
         )
 
     def close(self) -> None:
-        """Release what the second reader holds."""
+        """Release what the second reader and the network's engine hold."""
         self.reader.close()
+        self.cnn.close()
 
     def render(self, image: bytes, *, invert: bool = False, max_side: int = explainability.MAX_OVERLAY_SIDE) -> bytes:
         """Return any file that can be decoded as a display-ready grey PNG of at most `max_side` pixels a side."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_valida
 
 from modules.odds import probabilities
 from modules.pathologies import NAMES
-from modules.settings import ReaderMode
+from modules.settings import Precision, ReaderMode
 
 DISCLAIMER = (
     "For research and education only. Not a medical device, not for diagnosis or treatment: the numbers come from "
@@ -167,6 +167,7 @@ class ModelInfo(Record):
     architecture: str
     engine: str
     device: str
+    precision: Precision = "fp32"
     calibrated: bool
 
 

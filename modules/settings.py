@@ -15,6 +15,7 @@ SETTINGS_FOLDER = PROJECT_ROOT if (PROJECT_ROOT / ".env.example").is_file() else
 MEBIBYTE = 1 << 20
 
 ReaderMode = Literal["local", "api", "openai", "dummy"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 # As browsers write them: small letters, no path, no port that goes without saying. An asterisk is none of them, because
 # any page could then ask the server on its reader's own machine, which wants no key.
@@ -97,6 +98,15 @@ class Settings(BaseSettings):
     )
     cnn_engine: Literal["auto", "pytorch", "onnxruntime"] = Field(
         "auto", description="Engine of the CNN; auto takes onnxruntime on the CPU, pytorch on other devices."
+    )
+    cnn_precision: Precision = Field(
+        "fp32", description="Type of the CNN on a GPU: fp32; bf16 or fp16 where the weights card has a passing test."
+    )
+    cnn_batch: int = Field(
+        8, ge=1, le=64, description="Most films in one pass of the CNN on a GPU; on the CPU each film has its own."
+    )
+    cnn_compile: bool = Field(
+        False, description="Compile the CNN for CUDA with torch.compile; the start then takes minutes."
     )
     cnn_threads: int = Field(
         0, ge=0, le=1024, description="Threads of the CNN on the CPU, for all films together; 0: one for each core."

@@ -30,6 +30,9 @@ _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
 
 # With fewer positive patients than this in validation, neither calibration nor operating point means much.
 MIN_POSITIVE_PATIENTS = 20
+# Half precision may serve where no pathology's AUROC moves by as much as this on at least so many films; both chosen.
+MAX_AUROC_DIFFERENCE = 0.002
+MIN_PRECISION_FILMS = 500
 MAX_SIDE = 4096  # pixels to which a card may have films brought: more than any film has to tell
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -76,6 +79,36 @@ class CardOutput(Record):
         return self.threshold is not None and (known is None or known >= MIN_POSITIVE_PATIENTS)
 
 
+class PrecisionTest(Record):
+    """What half precision does to the weights on one device, beside fp32 on the same device and films."""
+
+    dtype: Literal["bf16", "fp16"]
+    device: Literal["cuda", "mps"] = Field(description="On the CPU fp32 alone is served")
+    device_name: str = Field(description="The device that it was measured on, in its own words")
+    torch: str = Field(description="Version of PyTorch")
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the weights file that was tested")
+    cohort: str = Field(description="Which films these are")
+    films: int = Field(ge=1)
+    patients: int = Field(ge=1)
+    pathologies: int = Field(ge=1, le=len(NAMES), description="Whose AUROC could be measured")
+    auroc_difference: Finite = Field(description="Half precision less fp32, of the pathology that it moves furthest")
+    mean_auroc_difference: Finite = Field(description="In the mean over the pathologies")
+    detections_changed: int = Field(ge=0, description="Of films × 14, how many are detected in one of both alone")
+    passes: bool
+
+    @model_validator(mode="after")
+    def _passes_by_its_figures(self) -> Self:
+        if self.passes != precision_passes(self.films, self.pathologies, self.auroc_difference):
+            raise ValueError(f"passes is {self.passes}, which its figures do not say")
+        return self
+
+
+def precision_passes(films: int, pathologies: int, auroc_difference: float) -> bool:
+    """Whether half precision leaves the metrics as they are: all 14 were measured, on enough films, and none moved."""
+    enough = films >= MIN_PRECISION_FILMS and pathologies == len(NAMES)
+    return enough and abs(auroc_difference) < MAX_AUROC_DIFFERENCE
+
+
 class WeightsCard(Record):
     """Everything that must be known of a set of weights before it may answer."""
 
@@ -90,6 +123,7 @@ class WeightsCard(Record):
     gate_sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="Of the input gate (gate.json) that was measured with the weights"
     )
+    precision: tuple[PrecisionTest, ...] = Field((), description="Tests of half precision; the latest of its kind")
     metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on which films")
     data: str
     training: str

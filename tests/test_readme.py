@@ -60,6 +60,7 @@ SAID = {
     "The server cannot be reached at ": "dashboard/client.py",
     " answered with status ": "dashboard/client.py",
     ", but PyTorch finds no such device here": "modules/engines/pytorch.py",
+    "has no test there": "modules/engines/precision.py",
     "start_up_failed": "main.py",
     "No second model read this film": "dashboard/result.py",
     "MedGemma's weights are not on this machine": "modules/reasoners/local_model.py",

@@ -84,6 +84,10 @@ def test_the_defaults_stay_on_this_machine_and_need_nothing() -> None:
         ("CXR_WEIGHTS_SHA256", "g" * 64),
         ("CNN_DEVICE", "tpu"),
         ("CNN_ENGINE", "magic"),
+        ("CNN_PRECISION", "int8"),
+        ("CNN_BATCH", "0"),
+        ("CNN_BATCH", "65"),
+        ("CNN_COMPILE", "perhaps"),
         ("CNN_MIRROR_CHECK", "perhaps"),
         ("HEATMAP_COLORMAP", "rainbow"),
         ("BACKEND_HOST", ""),  # asyncio takes it for every interface of the machine

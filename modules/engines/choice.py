@@ -3,15 +3,17 @@
 import ctypes
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from modules.engines import reference
-from modules.engines.base import Engine, EngineChoice
+from modules.engines.base import NO_GPU_OPTIONS, Engine, EngineChoice, GpuOptions
+from modules.engines.batching import owned
 from modules.engines.densenet import served_tensors
 from modules.engines.onnxruntime import INSTALL, OnnxRuntimeEngine
+from modules.engines.precision import check_figures, check_options
 from modules.engines.pytorch import PytorchEngine, best_device
 from modules.errors import ConfigurationError
 from modules.records import FloatArray, Radiograph
@@ -27,19 +29,28 @@ def make_engine(
     cache: Path | None,
     prepare: Callable[[Radiograph], FloatArray],
     threads: int = 0,
+    gpu: GpuOptions = NO_GPU_OPTIONS,
+    images_a_film: int = 1,
 ) -> Engine:
     """Build the engine of the weights; `prepare` makes the network's input (1, S, S) of a film.
 
-    On the CPU it takes that many `threads`, 0 for all cores.
-    Raises WeightsError for tensors that do not fit, ConfigurationError for an engine or a device that is not there.
+    On the CPU it takes that many `threads`, 0 for all cores; on a GPU what `gpu` says. Raises WeightsError for tensors
+    that do not fit, ConfigurationError for an engine or a device that is not there, and for a precision that the card
+    has no passing test of.
     """
     if engine == "onnxruntime" and device not in ("auto", "cpu"):
         raise ConfigurationError(f"CNN_ENGINE=onnxruntime runs on the CPU, but CNN_DEVICE={device}; set one to auto.")
     tensors = served_tensors(weights)
-    if engine == "pytorch" or (engine == "auto" and not _runs_on_cpu(device)):
-        return PytorchEngine(tensors, device, threads)
-    with np.errstate(all="ignore"):  # a card's numbers may run away; then no engine agrees, and nothing serves
-        batch = np.stack([prepare(film) for film in reference.films()])
+    on_cpu = engine == "onnxruntime" or _runs_on_cpu(device)
+    check_options(gpu, "cpu" if on_cpu else best_device() if device == "auto" else device, weights.card)
+
+    def films() -> FloatArray:
+        with np.errstate(all="ignore"):  # a card's numbers may run away; then no engine agrees, and nothing serves
+            return np.stack([prepare(film) for film in reference.films()])
+
+    if engine == "pytorch" or not on_cpu:
+        return owned(_in_pytorch(tensors, device, threads, gpu, films), gpu.films_a_pass * images_a_film)
+    batch = films()
     try:
         fast = OnnxRuntimeEngine(tensors, threads)
         return reference.checked(
@@ -53,6 +64,24 @@ def make_engine(
         reason = f"{type(exc).__name__}: {exc}"
     logger.warning("engine_refused", extra={"fields": {"engine": OnnxRuntimeEngine.name, "reason": reason}})
     return PytorchEngine(tensors, "cpu", threads)
+
+
+def _in_pytorch(
+    tensors: Mapping[str, FloatArray], device: str, threads: int, gpu: GpuOptions, films: Callable[[], FloatArray]
+) -> PytorchEngine:
+    if gpu.precision == "fp32" and not gpu.compiled:
+        return PytorchEngine(tensors, device, threads)
+    engine = PytorchEngine(tensors, device, threads, precision=gpu.precision, compiled=gpu.compiled)
+    try:
+        check_figures(engine, PytorchEngine(tensors, device, threads), films(), tensors)
+    except ConfigurationError:
+        raise
+    except Exception as exc:  # whatever a device raises that cannot run it
+        asked = f"CNN_PRECISION={gpu.precision} and CNN_COMPILE={str(gpu.compiled).lower()}"
+        raise ConfigurationError(
+            f"The CNN does not run on {engine.device} with {asked} ({type(exc).__name__}: {exc}). Set fp32 and false."
+        ) from exc
+    return engine
 
 
 def _runs_on_cpu(device: str) -> bool:

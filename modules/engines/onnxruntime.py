@@ -14,6 +14,7 @@ import numpy as np
 
 from modules.engines.onnx_graph import FEATURES, INPUT, LOGITS, densenet_graph
 from modules.records import FloatArray
+from modules.settings import Precision
 
 INSTALL = "pip install onnxruntime onnx"
 
@@ -23,6 +24,7 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
     device = "cpu"
+    precision: Precision = "fp32"
 
     def __init__(self, tensors: Mapping[str, FloatArray], threads: int = 0) -> None:
         """Build the network of `served_tensors`; 0 threads are as many as there are cores to use.
@@ -48,6 +50,9 @@ class OnnxRuntimeEngine:
         """Run a batch (B, 1, S, S): logits (B, 14) and the feature map (B, C, h, w) that enters the pooling."""
         logits, features = self._session.run([LOGITS, FEATURES], {INPUT: np.ascontiguousarray(batch, np.float32)})
         return np.asarray(logits), np.asarray(features)
+
+    def close(self) -> None:
+        """Hold nothing that must be released."""
 
 
 def usable_cores() -> int:

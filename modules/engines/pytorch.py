@@ -1,14 +1,20 @@
-"""The network in PyTorch, on MPS, CUDA or the CPU."""
+"""The network in PyTorch, on MPS, CUDA or the CPU.
+
+In half precision the convolutions of the body are computed in bfloat16 or float16. The constants of its normalisations
+stay in float32; so does all that follows the last dense block (normalisation, pooling, classifier), which costs nothing
+and makes the logits and the maps.
+"""
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modules.engines.densenet import CLASSIFIER_BIAS, UNUSED
 from modules.errors import ConfigurationError
 from modules.records import FloatArray
+from modules.settings import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +26,19 @@ class PytorchEngine:
 
     name = "pytorch"
 
-    def __init__(self, tensors: Mapping[str, FloatArray], device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, FloatArray],
+        device: str = "auto",
+        threads: int = 0,
+        *,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> None:
         """Build the network of `served_tensors`; 0 threads leave PyTorch's setting of this process as it is.
 
-        Raises ConfigurationError for a device that is not there.
+        Whether the weights may serve in half precision is not asked here. Raises ConfigurationError for a device that
+        is not there.
         """
         _wait_passively()
         import torch
@@ -31,20 +46,62 @@ class PytorchEngine:
         if threads:
             torch.set_num_threads(threads)
         self._device = _choose_device(device)
-        self.network = _build_network(tensors).to(self._device).to(memory_format=torch.channels_last)
         self.device = self._device.type
+        self.precision = precision
+        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        if self.device == "cuda":
+            # cuDNN's default for float32 is TF32, with a mantissa of 10 bits: that would be no fp32
+            cudnn: Any = torch.backends.cudnn
+            cudnn.conv.fp32_precision = "ieee"
+        self.network = _build_network(tensors).to(self._device).to(memory_format=torch.channels_last)
+        for module in self.network.features.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.to(self._dtype)
+        self._body, self._last_norm = self.network.features[:-1], self.network.features.norm5
+        self._forward = torch.compile(self._eager, dynamic=True) if compiled else self._eager
 
     def run(self, batch: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Run a batch (B, 1, S, S): logits (B, 14) and the feature map (B, C, h, w) that enters the pooling."""
         import torch
-        import torch.nn.functional as F
 
         with torch.inference_mode():
-            images = torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
-            images = images.contiguous(memory_format=torch.channels_last)
-            features = F.relu(self.network.features(images), inplace=True)
-            logits = self.network.classifier(features.mean(dim=(2, 3)))
-            return logits.float().cpu().numpy(), features.float().cpu().numpy()
+            logits, features = self.fetched(*self.forward(self.placed(batch)))
+        return logits, features
+
+    def placed(self, batch: FloatArray) -> "torch.Tensor":
+        """Bring a batch (B, 1, S, S) to the device, in the network's type; the copy may still be under way."""
+        import torch
+
+        images = torch.from_numpy(np.ascontiguousarray(batch, np.float32))
+        if self.device == "cuda":
+            images = images.pin_memory().to(self._device, non_blocking=True)
+        return images.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Run what `placed` returned: logits (B, 14) and features (B, C, h, w) in float32, on the device."""
+        logits, features = self._forward(images)
+        return logits, features
+
+    def fetched(self, *results: "torch.Tensor") -> tuple[FloatArray, ...]:
+        """Return results of the device as arrays, once they are there."""
+        import torch
+
+        if self.device != "cuda":
+            return tuple(result.cpu().numpy() for result in results)
+        pinned = [torch.empty_like(result, device="cpu", pin_memory=True) for result in results]
+        for target, result in zip(pinned, results, strict=True):
+            target.copy_(result, non_blocking=True)
+        torch.cuda.current_stream(self._device).synchronize()
+        return tuple(target.numpy().copy() for target in pinned)  # pinned memory is scarce: it goes back at once
+
+    def close(self) -> None:
+        """Hold nothing that must be released."""
+
+    def _eager(self, images: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+        import torch.nn.functional as F
+
+        features = F.relu(self._last_norm(self._body(images).float()), inplace=True)
+        return self.network.classifier(features.mean(dim=(2, 3))), features
 
 
 def best_device() -> str:
