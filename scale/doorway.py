@@ -17,7 +17,6 @@ from modules.settings import Settings
 
 logger = logging.getLogger("assistant.doorway")
 
-IMPORT_PATH = "scale.doorway:middlewares"
 MAX_BODIES = 64  # chosen: uploads on their way at the same time, at most 3.2 GiB of them with the usual limit
 RETRY_AFTER_S = 2  # chosen: another replica can take the film at once, a full queue moves within seconds
 START_RETRY_S = 5  # chosen: replicas start within tens of seconds

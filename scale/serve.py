@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.streaming import READER_THREADS
 from main import create_app
-from modules.settings import PROJECT_ROOT, Settings, wrong_settings
+from modules.settings import Settings, wrong_settings
 from scale import INSTALL
-from scale.doorway import IMPORT_PATH
+from scale.environment import environment
 
 NAME = "assistant"
 HEALTH_PERIOD_S = 2.0  # chosen: after it a replica that was lost is noticed and another one started
@@ -52,19 +52,8 @@ def build(args: Arguments) -> Any:
         settings = Settings()
     except ValidationError as exc:
         raise SystemExit(f"The setting {wrong_settings(exc)[0]}.") from None  # without its value: it may be a key
-    for name, value in environment().items():
-        os.environ[name] = value
+    os.environ.update(environment())
     return serve.deployment(serve.ingress(application)(), **options(args, settings)).bind()
-
-
-def environment() -> dict[str, str]:
-    """Return what the processes of Ray have to know on each machine, before they start."""
-    found = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(PROJECT_ROOT), *found])),
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
 
 
 def options(args: Arguments, settings: Settings) -> dict[str, Any]:
