@@ -146,7 +146,7 @@ def _connected(cores: int) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         # what workers write is not repeated here: a library's line may name a film
-        ray.init(address=address, log_to_driver=False, **(alone if address == "local" else {}))
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING", **(alone if address == "local" else {}))
     except Exception as exc:  # whatever Ray raises that cannot start or be reached
         raise PoolError(f"Ray cannot be started or reached at {address} ({type(exc).__name__}).") from exc
     try:
