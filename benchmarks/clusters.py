@@ -8,6 +8,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -19,6 +21,7 @@ START_LIMIT_S = 240.0
 END_LIMIT_S = 60.0
 POLL_S = 0.2
 STORE_BYTES = 100_000_000
+STARTED = b"Ray runtime started"
 REPLICA = "ray::ServeReplica"
 
 
@@ -41,9 +44,18 @@ def cluster(cores: int, **settings: str) -> Iterator[dict[str, str]]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
         command += [f"--{flag}={number}" for flag, number in zip(flags, others, strict=True)]
         command += [f"--num-cpus={cores}", "--include-dashboard=false", f"--object-store-memory={STORE_BYTES}"]
-        surroundings = clean() | settings | {"RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": str(START_LIMIT_S)}
-        process = _start(command, surroundings)
+        surroundings = (
+            clean() | settings | {"RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": f"{START_LIMIT_S:.0f}"}
+        )
+        said = Path(folder) / "start.log"
+        with said.open("wb") as log:
+            process = _start(command, surroundings, log)
         try:
+            deadline = time.monotonic() + START_LIMIT_S
+            while STARTED not in said.read_bytes():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"Ray does not start: {said.read_text('utf-8', 'replace')[-500:]}")
+                time.sleep(POLL_S)
             yield surroundings | {"RAY_ADDRESS": f"{HOST}:{port}"}
         finally:
             end(process, signal.SIGTERM)
@@ -55,13 +67,15 @@ def serve(surroundings: dict[str, str], *words: str) -> "subprocess.Popen[bytes]
     return _start(command, surroundings)
 
 
-def _start(command: list[str], surroundings: dict[str, str]) -> "subprocess.Popen[bytes]":
+def _start(
+    command: list[str], surroundings: dict[str, str], out: int | IO[bytes] = subprocess.DEVNULL
+) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         command,
         cwd=PROJECT_ROOT,
         env=surroundings,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
 
