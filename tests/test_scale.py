@@ -1,11 +1,14 @@
 """Past one machine: what stands before the replicas, what they are told, and the workers' pool. Without Ray."""
 
 import asyncio
+import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,16 @@ from starlette.testclient import TestClient
 from api.admission import Admission
 from benchmarks.servers import serving_here
 from main import create_app
-from modules.errors import ConfigurationError
+from modules.multimodal_reasoning import SecondReader
 from modules.pipeline import Pipeline
+from modules.quality import InputGate
+from modules.reasoners.dummy import DummyReader
 from modules.settings import MEBIBYTE, PROJECT_ROOT, Settings
 from scale.doorway import LOST, Doorway, middlewares
 from scale.environment import environment
 from scale.serve import Arguments, WithState, build, options
 from tests.api_requests import analyze, assert_problem
+from tests.test_streaming import Hand, until, until_stopped
 from tests.test_structure import loaded_by
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -241,8 +247,6 @@ def test_requests_get_what_the_start_made_and_share_nothing_else() -> None:
     async def lifespan(_: Starlette) -> Any:
         yield {"made": "at the start"}
 
-    import contextlib
-
     app = Starlette(routes=[Route("/", seen)], lifespan=contextlib.asynccontextmanager(lifespan))
 
     async def without_state(scope: Any, receive: Any, send: Any) -> None:
@@ -290,6 +294,25 @@ def test_a_cancelled_request_keeps_its_turn_until_its_work_has_ended() -> None:
     asyncio.run(scene())
 
 
+def test_a_cancelled_request_stops_its_reader(pipeline: Pipeline, film_png: bytes) -> None:
+    reader = Hand(until_stopped)
+    second = SecondReader("local", (reader, DummyReader()), limit_s=20.0)
+    app = create_app(Settings(_env_file=None), Pipeline(pipeline.cnn, InputGate.load(), second))
+
+    async def cancelling(scope: Any, receive: Any, send: Any) -> None:
+        handled = asyncio.create_task(app(scope, receive, send))
+        while scope["type"] == "http" and not reader.tasks:
+            await asyncio.sleep(0.02)
+        if scope["type"] == "http":
+            handled.cancel()
+        await handled
+
+    with serving_here(cancelling) as address:
+        with suppress(httpx.HTTPError):
+            httpx.post(f"{address}/analyze", files={"image": film_png}, timeout=20, trust_env=False)
+        until(lambda: reader.tasks[0].control.stopped)
+
+
 # ── Without Ray ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -302,11 +325,10 @@ def test_a_missing_ray_is_named_with_the_command_that_installs_it(
 ) -> None:
     from scale.batch import main
 
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match="pip install .*requirements-ray"):
         build(Arguments())
     (tmp_path / "film.png").write_bytes(b"")
     assert main([str(tmp_path), "--out", str(tmp_path / "t.csv")]) == 1
     said = capsys.readouterr().err
     assert "python -m scale.batch: Ray is not installed: pip install" in said
-    assert issubclass(ConfigurationError, Exception)
