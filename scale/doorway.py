@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import logs, problems
+from api.access import Access
 from api.middleware import REQUEST_ID_HEADER, RequestBoundary
 from modules.answers import Problem
 from modules.settings import Settings
@@ -30,14 +31,14 @@ STARTING = "No replica has started yet. Send the request again a little later."
 def middlewares() -> list[Middleware]:
     """Return what Ray Serve puts around its proxy, by the settings of the machine on which that runs."""
     logs.configure("warning")  # each replica logs its own requests
-    return [Middleware(Doorway, max_film_bytes=Settings().max_upload_bytes)]
+    return [Middleware(Doorway, settings=Settings())]
 
 
 class Doorway:
     """The outermost layer of an ASGI application that hands requests to replicas."""
 
-    def __init__(self, app: ASGIApp, max_film_bytes: int, max_bodies: int = MAX_BODIES) -> None:
-        self._bounded = RequestBoundary(_Replicas(app), max_film_bytes, max_bodies)
+    def __init__(self, app: ASGIApp, settings: Settings, max_bodies: int = MAX_BODIES) -> None:
+        self._bounded = RequestBoundary(_Replicas(app), Access(settings), settings.max_upload_bytes, max_bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""

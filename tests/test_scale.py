@@ -38,6 +38,7 @@ from tests.test_structure import loaded_by
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 START = "http.response.start"
+ONE_MIB = Settings(_env_file=None, max_upload_mb=1)
 BODY = "http.response.body"
 
 
@@ -61,9 +62,9 @@ def proxy(*messages: dict[str, Any], reads: bool = True) -> Any:
     return app
 
 
-def asked(app: Any, *, max_film_bytes: int = MEBIBYTE, **request: Any) -> httpx.Response:
+def asked(app: Any, *, **request: Any) -> httpx.Response:
     """Ask over a real socket: what a client sees, broken connections too."""
-    with serving_here(Doorway(app, max_film_bytes)) as address:
+    with serving_here(Doorway(app, ONE_MIB)) as address:
         return httpx.request(request.pop("method", "GET"), f"{address}/analyze", timeout=20, trust_env=False, **request)
 
 
@@ -122,7 +123,7 @@ def test_a_stream_passes_event_by_event() -> None:
             await asyncio.sleep(0.01)
         await send(body(b"data: 2\n\n"))
 
-    with serving_here(Doorway(app, MEBIBYTE)) as address, httpx.stream("GET", address, trust_env=False) as response:
+    with serving_here(Doorway(app, ONE_MIB)) as address, httpx.stream("GET", address, trust_env=False) as response:
         chunks = response.iter_bytes()
         assert next(chunks) == b"data: 1\n\n"
         go_on.set()
@@ -166,7 +167,7 @@ def test_a_client_that_left_is_no_lost_replica(caplog: pytest.LogCaptureFixture)
         while scope["type"] == "http" and (await receive())["type"] != "http.disconnect":
             pass
 
-    with serving_here(Doorway(app, MEBIBYTE)) as address:
+    with serving_here(Doorway(app, ONE_MIB)) as address:
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(address, timeout=0.3, trust_env=False)
         time.sleep(0.2)
@@ -177,7 +178,7 @@ def test_ray_gets_the_doorway_with_the_limits_of_the_settings(monkeypatch: pytes
     monkeypatch.setenv("MAX_UPLOAD_MB", "7")
     (middleware,) = middlewares()
     assert middleware.cls is Doorway
-    assert middleware.kwargs == {"max_film_bytes": 7 * MEBIBYTE}
+    assert middleware.kwargs["settings"].max_upload_bytes == 7 * MEBIBYTE
     module, _, function = environment()["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     assert (module, function) == (middlewares.__module__, middlewares.__name__)
 
@@ -230,7 +231,7 @@ def test_wrong_arguments_are_refused(wrong: dict[str, str]) -> None:
 
 def test_a_film_is_read_through_doorway_and_replica_as_without_them(pipeline: Pipeline, film_png: bytes) -> None:
     app = create_app(Settings(_env_file=None), pipeline)
-    with TestClient(Doorway(WithState(app), 50 * MEBIBYTE)) as client:
+    with TestClient(Doorway(WithState(app), Settings(_env_file=None)), "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
         answer = analyze(client, film_png, heatmaps="none")
         assert answer.status_code == 200
         assert answer.json()["visual_findings"].keys() == pipeline.analyze(film_png).visual_findings.keys()
