@@ -62,7 +62,7 @@ def proxy(*messages: dict[str, Any], reads: bool = True) -> Any:
     return app
 
 
-def asked(app: Any, *, **request: Any) -> httpx.Response:
+def asked(app: Any, **request: Any) -> httpx.Response:
     """Ask over a real socket: what a client sees, broken connections too."""
     with serving_here(Doorway(app, ONE_MIB)) as address:
         return httpx.request(request.pop("method", "GET"), f"{address}/analyze", timeout=20, trust_env=False, **request)
@@ -231,7 +231,9 @@ def test_wrong_arguments_are_refused(wrong: dict[str, str]) -> None:
 
 def test_a_film_is_read_through_doorway_and_replica_as_without_them(pipeline: Pipeline, film_png: bytes) -> None:
     app = create_app(Settings(_env_file=None), pipeline)
-    with TestClient(Doorway(WithState(app), Settings(_env_file=None)), "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
+    with TestClient(
+        Doorway(WithState(app), Settings(_env_file=None)), "http://127.0.0.1", client=("127.0.0.1", 1)
+    ) as client:
         answer = analyze(client, film_png, heatmaps="none")
         assert answer.status_code == 200
         assert answer.json()["visual_findings"].keys() == pipeline.analyze(film_png).visual_findings.keys()
