@@ -13,10 +13,10 @@ LOCK := requirements-locked.txt
 READ_SAMPLE := from modules.pipeline import Pipeline; from modules.settings import PROJECT_ROOT, Settings; \
   pipeline = Pipeline.from_settings(Settings(medgemma_mode="dummy")); \
   print(pipeline.analyze((PROJECT_ROOT / "assets" / "sample_xray.png").read_bytes(), "").risk_level)
-PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks
+PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks scale
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check contract format benchmark soak notebook sample medgemma check-medgemma wheel check-wheel lock check-locked audit clean
+.PHONY: help run test test-ray check contract format benchmark soak notebook sample medgemma check-medgemma wheel check-wheel lock check-locked audit clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ run: $(VENV)/.ready ## start the API on port 8000 and the dashboard on port 8501
 
 test: $(VENV)/.ready-dev $(MLX_READY) ## run all tests
 	$(BIN)/python -m pytest
+
+test-ray: $(VENV)/.ready-ray ## install Ray, and run what needs it
+	$(BIN)/python -m pytest tests/test_scale.py tests/test_scale_ray.py -rs
 
 check: $(VENV)/.ready-dev ## lint and check types
 	$(BIN)/ruff check .
@@ -107,6 +110,10 @@ $(VENV)/.ready-notebook: requirements-notebook.txt $(VENV)/.ready
 $(TOOLS_VENV)/.ready: requirements-tools.txt
 	$(PYTHON) -m venv $(TOOLS_VENV)
 	$(TOOLS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-tools.txt
+	@touch $@
+
+$(VENV)/.ready-ray: requirements-ray.txt $(VENV)/.ready-dev
+	$(PIP_INSTALL) --requirement requirements-ray.txt
 	@touch $@
 
 .venv-mlx/.ready: requirements-mlx.txt | $(BIN)/python

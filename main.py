@@ -179,6 +179,9 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         leaving = asyncio.create_task(stop_when_gone(request, watch))
         try:
             analysis = await anyio.to_thread.run_sync(work, limiter=readers)
+        except asyncio.CancelledError:  # some servers cancel the request itself when its client goes away
+            watch.stop()
+            raise
         finally:
             leaving.cancel()
         return Response(analysis, media_type="application/json")

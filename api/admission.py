@@ -4,6 +4,7 @@ The network and everything else that works on films is run by whoever has a turn
 the order in which films came, whatever is asked of them.
 """
 
+import asyncio
 import math
 import time
 from collections import Counter
@@ -69,7 +70,14 @@ class Admission:
         await self._limiter.acquire_on_behalf_of(place)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await anyio.to_thread.run_sync(work, limiter=self._threads)
+        running = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=self._threads))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # no thread can be stopped: the request keeps its turn until its own has ended
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([running])
+            raise
 
     def _end(self, place: "Place", seconds: float) -> None:
         self._limiter.release_on_behalf_of(place)

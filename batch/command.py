@@ -29,6 +29,7 @@ ALL_READ, COULD_NOT_RUN, SOME_NOT_READ, STOPPED = 0, 1, 3, 130
 FILM_LIMIT_S = 300.0  # chosen, not fitted: a film takes a second, and a decoder in a process of its own at most 20
 GPU_WORKERS = 4  # chosen, not fitted: each holds a copy of the network on the device
 JOURNAL_SUFFIX = ".journal"
+PROGRAM = "python -m batch"
 TERMINAL_BAR_S = 0.5
 QUIET_BAR_S = 30.0  # between two lines of progress where there is no terminal
 # Settings that change what is in the table, beyond weights and options.
@@ -96,27 +97,27 @@ class Summary:
         return self.statuses.total()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = _parser()
+def main(argv: Sequence[str] | None = None, *, program: str = PROGRAM, pool: type[Pool] = Pool) -> int:
+    """Run the command; returns the exit status. Another `program` may bring workers of another kind."""
+    parser = _parser(program)
     args = parser.parse_args(argv)
     options = Options(**{**vars(args), "sources": tuple(args.sources)})
     if not options.sources and options.paths_in is None:
         parser.error("name a folder, a zip archive or films, or a --list of them")
     try:
         with _terminated_as_interrupted():
-            summary = run(options)
+            summary = run(options, pool=pool)
     except (CannotRun, SourceError, JournalError, PoolError, TableError) as exc:
-        return _leave(COULD_NOT_RUN, str(exc))
+        return _leave(COULD_NOT_RUN, program, str(exc))
     except KeyboardInterrupt:
         done = f"Finished films are in {options.journal}." if options.journal.exists() else "No film was read yet."
-        return _leave(STOPPED, f"stopped. {done} The same command goes on where it stopped.")
+        return _leave(STOPPED, program, f"stopped. {done} The same command goes on where it stopped.")
     sys.stdout.write(_in_words(summary, options) + "\n")
     return ALL_READ if summary.statuses["ok"] == summary.films else SOME_NOT_READ
 
 
-def run(options: Options, make: Make | None = None) -> Summary:
-    """Read what is still to be read, and write the table; `make` replaces what reads films in a worker."""
+def run(options: Options, make: Make | None = None, pool: type[Pool] = Pool) -> Summary:
+    """Read what is still to be read, and write the table; `make` replaces what reads films in a worker of `pool`."""
     _check_out(options)
     settings = _settings(reader=options.reader)
     listing = list_films(options.sources, options.paths_in)
@@ -127,13 +128,13 @@ def run(options: Options, make: Make | None = None) -> Summary:
     with Journal(options.journal, begun, restart=options.restart) as journal:
         if journal.dropped_lines:
             _say(f"{journal.dropped_lines} cut lines of the journal were dropped; their films are read again.")
-        pool = Pool(
+        reading = pool(
             make or Recipe(settings, version, threads, options.force, options.invert),
             workers=workers,
             threads=threads,
             film_limit_s=FILM_LIMIT_S + (4 * settings.reader_timeout_s if options.reader else 0.0),
         )
-        _read(films, journal, pool, version)
+        _read(films, journal, reading, version)
         summary = Summary(left_out=listing.left_out)
         write_table(options.out, _counted(journal.rows(), summary.statuses))
     return summary
@@ -273,8 +274,8 @@ def _harmless(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)[:300]
 
 
-def _leave(status: int, sentence: str) -> int:
-    _say(f"python -m batch: {_harmless(sentence)}")
+def _leave(status: int, program: str, sentence: str) -> int:
+    _say(f"{program}: {_harmless(sentence)}")
     return status
 
 
@@ -289,8 +290,8 @@ def _at_least_one(value: str) -> int:
     return number
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m batch", description=DESCRIPTION, epilog=EPILOG)
+def _parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("sources", type=Path, nargs="*", metavar="FILMS", help="folders (with what is below), zip archives, films")
     add("--out", type=Path, required=True, metavar="TABLE", help=f"the table to write: {', '.join(suffixes())}")

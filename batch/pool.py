@@ -6,12 +6,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from batch.reading import Loaded
 from batch.rows import Row
@@ -55,19 +55,65 @@ class Died:
 
 
 @dataclass(frozen=True)
-class _OutOfMemory:
+class OutOfMemory:
     """What a worker says instead of a row, before it ends."""
 
 
 @dataclass(frozen=True)
-class _CannotStart:
+class CannotStart:
+    """What a worker says that will never read a film."""
+
     why: str
 
 
+class Process(Protocol):
+    """What a pool asks of the process of a worker."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended; None where that is not known."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """None until it was started."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end."""
+        ...
+
+
+class Line(Protocol):
+    """How a pool and a worker talk."""
+
+    def send(self, film: Film, /) -> None:
+        """Hand over a film; raises OSError when the worker has ended."""
+        ...
+
+    def recv(self) -> Any:
+        """Return what the worker says; raises EOFError or OSError when it has ended."""
+        ...
+
+    def close(self) -> None:
+        """Let the worker end."""
+        ...
+
+
 @dataclass(eq=False)
-class _Worker:
-    process: BaseProcess
-    connection: Connection
+class Worker:
+    """A worker, as the pool keeps it."""
+
+    process: Process
+    connection: Line
     ready: bool = False
     film: Film | None = None
     since: float = 0.0
@@ -83,7 +129,7 @@ class Pool:
         self._size = workers
         self._threads = threads
         self._film_limit_s = film_limit_s
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._failed_starts = 0
         self._loaded_once = False
 
@@ -119,24 +165,32 @@ class Pool:
     def _fill(self, films: int) -> None:
         """Start workers until there are as many as are of use."""
         while len(self._workers) < min(self._size, films):
-            ours, theirs = multiprocessing.get_context("spawn").Pipe()
-            process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self._make), daemon=True)
-            self._workers.append(_Worker(process, ours))
-            try:
-                with _threads_in_environment(self._threads), _interrupts_ignored():
-                    process.start()
-            except OSError as exc:
-                raise PoolError(f"No worker process can be started: {exc.strerror or exc}.") from exc
-            theirs.close()  # so that the end of the worker is the end of the connection
+            self._start_worker()
 
-    def _hand_over(self, worker: _Worker, waiting: deque[Film]) -> None:
+    def _start_worker(self) -> None:
+        """Start one more; raises PoolError. A pool of other workers replaces this and `_wait`."""
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs, self._make), daemon=True)
+        self._workers.append(Worker(process, ours))
+        try:
+            with _threads_in_environment(self._threads), _interrupts_ignored():
+                process.start()
+        except OSError as exc:
+            raise PoolError(f"No worker process can be started: {exc.strerror or exc}.") from exc
+        theirs.close()  # so that the end of the worker is the end of the connection
+
+    def _wait(self) -> Collection[Line]:
+        """Wait for workers that have something to say or have ended, for `POLL_S` at most."""
+        return [cast(Line, line) for line in wait([cast(Connection, w.connection) for w in self._workers], POLL_S)]
+
+    def _hand_over(self, worker: Worker, waiting: deque[Film]) -> None:
         worker.film, worker.since = waiting.popleft(), time.monotonic()
         with suppress(OSError):  # it died while it was idle: its connection has ended, which is noticed next
             worker.connection.send(worker.film)
 
-    def _heard(self) -> list[_Worker]:
+    def _heard(self) -> list[Worker]:
         """Wait for workers that have something to say or have ended; end those that are over the time limit."""
-        heard = wait([worker.connection for worker in self._workers], timeout=POLL_S)
+        heard = self._wait()
         now = time.monotonic()
         for worker in self._workers:
             if worker.film is not None and worker.connection not in heard and now - worker.since > self._film_limit_s:
@@ -144,7 +198,7 @@ class Pool:
                 worker.process.kill()
         return [worker for worker in self._workers if worker.connection in heard]
 
-    def _outcome(self, worker: _Worker) -> Loaded | Row | Film | None:
+    def _outcome(self, worker: Worker) -> Loaded | Row | Film | None:
         """Return what a worker loaded, a row, or the film on which it died."""
         try:
             said = worker.connection.recv()
@@ -153,16 +207,16 @@ class Pool:
         if isinstance(said, Row):
             worker.film = None
             return said
-        if isinstance(said, _OutOfMemory):
+        if isinstance(said, OutOfMemory):
             worker.reason = "out_of_memory"
             return self._bury(worker)
-        if isinstance(said, _CannotStart):
+        if isinstance(said, CannotStart):
             raise PoolError(said.why)
         assert isinstance(said, Loaded)
         worker.ready, self._loaded_once, self._failed_starts = True, True, 0
         return said
 
-    def _bury(self, worker: _Worker) -> Film | None:
+    def _bury(self, worker: Worker) -> Film | None:
         self._workers.remove(worker)
         worker.connection.close()
         worker.process.kill()
@@ -227,7 +281,7 @@ def _work(connection: Connection, make: Make) -> None:
     try:
         read, loaded = make()
     except ConfigurationError as exc:
-        connection.send(_CannotStart(str(exc)))
+        connection.send(CannotStart(str(exc)))
         return
     try:
         connection.send(loaded)
@@ -235,7 +289,7 @@ def _work(connection: Connection, make: Make) -> None:
             connection.send(read(connection.recv()))
     except MemoryError:
         with suppress(OSError, MemoryError):
-            connection.send(_OutOfMemory())
+            connection.send(OutOfMemory())
     except (EOFError, OSError):  # nobody asks any longer
         pass
     finally:

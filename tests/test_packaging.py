@@ -34,7 +34,12 @@ TOOLS = Path(sys.executable).parent  # programs of the environment that runs the
 CODE = (*PACKAGES, *(f"{name}.py" for name in PROGRAMS))
 DATA = ("assets/sample_xray.png", "assets/weights", ".streamlit/config.toml")
 BUILD_FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt")
-EXTRAS = {"": "requirements.txt", "test": "requirements-dev.txt", "notebook": "requirements-notebook.txt"}
+EXTRAS = {
+    "": "requirements.txt",
+    "test": "requirements-dev.txt",
+    "notebook": "requirements-notebook.txt",
+    "ray": "requirements-ray.txt",
+}
 SECRETS_AND_BALLAST = (".env", ".git/config", "runs/films.png", "tests/test_api.py", "assets/screenshots/dashboard.png")
 START_LIMIT_S = 90.0
 
@@ -178,7 +183,7 @@ def test_the_installed_pipeline_reads_its_sample_with_the_settings_of_the_curren
     assert names == list(NAMES)
 
 
-@pytest.mark.parametrize("module", ["batch", "evaluation", "training"])
+@pytest.mark.parametrize("module", ["batch", "evaluation", "scale.batch", "training"])
 def test_an_installed_program_says_how_it_is_used(site: Path, tmp_path: Path, module: str) -> None:
     said = run([sys.executable, "-P", "-m", module, "--help"], tmp_path, PYTHONPATH=str(site))
     assert said.startswith(f"usage: python -m {module}")
