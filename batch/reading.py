@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch.rows import MAX_MESSAGE, Row, Status, findings_of, model_columns
 from batch.sources import Film, unreadable
-from modules.archives import ZIP_ERRORS
+from modules.archives import BOUNDED_METHODS, ZIP_ERRORS
 from modules.errors import (
     FileTooLarge,
     GateRefusal,
@@ -145,7 +145,10 @@ class _Files:
                 return self._bounded(film.size, file.read)
         try:
             archive = self._open(film.path)
-            with archive.open(archive.infolist()[film.member]) as member:
+            listed = archive.infolist()[film.member]
+            if listed.compress_type not in BOUNDED_METHODS:  # another archive than the one that was listed
+                raise zipfile.BadZipFile
+            with archive.open(listed) as member:
                 return self._bounded(film.size, member.read)
         except FileTooLarge:
             raise

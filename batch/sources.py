@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Literal
 
-from modules.archives import ZIP_ERRORS
+from modules.archives import BOUNDED_METHODS, ZIP_ERRORS, overlap
 
 FILM_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".dic", ".ima"})
 ARCHIVE_SUFFIX = ".zip"
@@ -19,6 +19,8 @@ ENCRYPTED = 0x1  # general purpose bit 0 (APPNOTE 4.4.4)
 NO_FILMS = frozenset({"dicomdir", "thumbs.db"})  # indices that lie beside films, without pixels of their own
 
 NESTED = "An archive inside an archive is not opened: unpack it first."
+PACKED = "It is packed by another method than Deflate: unpack the archive first."
+NO_ARCHIVE = "The zip archive is damaged, or is none."
 LOCKED = "It is encrypted: unpack the archive with its password first."
 
 
@@ -174,12 +176,13 @@ def _of_archive(path: Path, name: str, left_out: Counter[str]) -> Iterator[Film]
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+        if overlap(members):
+            raise zipfile.BadZipFile
     except OSError as exc:
         yield Film(name, str(path), trouble=unreadable(exc))
         return
     except ZIP_ERRORS:
-        said = "The zip archive is damaged, or is none."
-        yield Film(name, str(path), trouble=Trouble("undecodable", "damaged_archive", said))
+        yield Film(name, str(path), trouble=Trouble("undecodable", "damaged_archive", NO_ARCHIVE))
         return
     for i, member in enumerate(members):
         inside = f"{name}/{_text(member.filename)}".replace("\\", "/")  # some packers write Windows' separator
@@ -194,6 +197,8 @@ def _of_archive(path: Path, name: str, left_out: Counter[str]) -> Iterator[Film]
             continue
         elif member.flag_bits & ENCRYPTED:
             trouble = Trouble("failed", "encrypted_member", LOCKED)
+        elif member.compress_type not in BOUNDED_METHODS:
+            trouble = Trouble("failed", "packed_otherwise", PACKED)
         yield Film(inside, str(path), i, member.file_size, member.CRC, trouble)
 
 

@@ -6,15 +6,23 @@ end this process, and not the server. The worker is this very file, run as a scr
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 20.0  # 40 million pixels take a few seconds
-MAX_MEMORY_BYTES = 2 << 30  # of address space; decoding 40 million pixels of 16 bits takes less than half
+# What a stream may take goes with the size of its film, so that a film of a few pixels is no way to take a machine.
+# Both come beside what the imports took; 40 million pixels of 16 bits get 9 s and 1.2 GiB.
+CPU_S, CPU_S_PER_BYTE = 1.0, 1e-7
+MEMORY_BYTES, MEMORY_PER_BYTE = 256 << 20, 12  # of address space
+MAX_MEMORY_BYTES = 2 << 30
+IMPORTED_BYTES = 512 << 20  # where the system does not say how much is mapped
+SLAB_PIXELS = 1 << 20  # colours are converted in slabs of about as many: pydicom makes copies, in float
 
 
 class DecoderProcessError(Exception):
@@ -23,7 +31,7 @@ class DecoderProcessError(Exception):
 
 def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: int) -> bytes:
     """Decode one frame of encapsulated pixel data into `size` bytes, in the machine's byte order."""
-    request = json.dumps({"syntax": syntax, "options": options}).encode() + b"\n"
+    request = json.dumps({"syntax": syntax, "options": options, "size": size}).encode() + b"\n"
     command = [sys.executable, "-I", str(Path(__file__).resolve())]
     try:
         done = subprocess.run(
@@ -42,28 +50,53 @@ def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: in
     return done.stdout
 
 
-def _limit_memory() -> None:
-    """Bound the memory of this process, on the systems that can."""
-    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit, macOS may refuse it
+def decode_here(data: bytes, syntax: str, options: dict[str, Any]) -> Any:
+    """Let pydicom decode one frame in this process into (H, W) or (H, W, 3), and turn YBR into RGB."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.processing import convert_color_space
+
+    # pydicom's own validation warns; what it looks for has been checked by now.
+    pixels, found = get_decoder(syntax).as_array(data, index=0, validate=False, raw=True, **options)
+    if found["photometric_interpretation"] in ("YBR_FULL", "YBR_FULL_422"):
+        rows = max(1, SLAB_PIXELS // pixels.shape[1])
+        for top in range(0, pixels.shape[0], rows):
+            slab = pixels[top : top + rows]
+            slab[:] = convert_color_space(slab, "YBR_FULL", "RGB")
+    return pixels
+
+
+def limit(size: int) -> None:
+    """Bound processor time and memory of this process for a film of `size` bytes, on the systems that can."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limits, macOS may refuse that of the memory
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+        cpu_s = math.ceil(time.process_time() + CPU_S + size * CPU_S_PER_BYTE)
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+        memory = _mapped() + min(MEMORY_BYTES + MEMORY_PER_BYTE * size, MAX_MEMORY_BYTES)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def _mapped() -> int:
+    """Return the address space of this process, in bytes."""
+    try:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return IMPORTED_BYTES
 
 
 def _work() -> None:
     """Answer one request: a line of JSON and the data on standard input, the pixels on standard output."""
-    _limit_memory()
     answer = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # C++ code may print; it must not print into the pixels
 
-    from pydicom.pixels.decoders.base import get_decoder
+    import numpy as np
+    import pydicom.pixels  # noqa: F401  imports the decoders: what that takes is not limited
 
     request = json.loads(sys.stdin.buffer.readline())
-    pixels, _ = get_decoder(request["syntax"]).as_array(
-        sys.stdin.buffer.read(), index=0, validate=False, **request["options"]
-    )
+    limit(request["size"])
+    pixels = decode_here(sys.stdin.buffer.read(), request["syntax"], request["options"])
     with os.fdopen(answer, "wb") as out:
-        out.write(pixels.tobytes())
+        out.write(np.ascontiguousarray(pixels).data.cast("B"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modules.codestream import JPEG_2000_START, jpeg_2000_frame, jpeg_frame
-from modules.decoder_process import decode_elsewhere
+from modules.decoder_process import decode_elsewhere, decode_here
 from modules.dicom_values import (
     DAMAGED,
     BoundedStream,
@@ -26,6 +26,7 @@ from modules.dicom_values import (
 )
 from modules.errors import MultipleFrames, UndecodableImage, UnsupportedImageType
 from modules.greyscale import Presentation, StoredPixels
+from modules.metadata import plain_jpeg
 from modules.records import ImageHeader
 
 if TYPE_CHECKING:  # pydicom is imported when the first DICOM file comes
@@ -232,6 +233,8 @@ def _decode_compressed(frame: bytes, syntax: str, layout: Layout) -> StoredPixel
         raise UndecodableImage(DAMAGED)
     if syntax != RLE_LOSSLESS:  # which states no size
         _require_same_size(frame, syntax, layout)
+    if syntax in JPEG_LOSSY:
+        frame, _ = plain_jpeg(frame)
     return _decode(encapsulate([frame], has_bot=False), syntax, layout, decoding_plugin=_decoders(syntax)[0])
 
 
@@ -248,9 +251,7 @@ def _require_same_size(frame: bytes, syntax: str, layout: Layout) -> None:
 
 
 def _decode(data: bytes, syntax: str, layout: Layout, **options: Any) -> StoredPixels:
-    """Let pydicom decode, mask unused bits, and turn YBR into RGB."""
-    from pydicom.pixels.decoders.base import get_decoder
-
+    """Let pydicom decode and mask unused bits, and turn YBR into RGB."""
     options |= asdict(layout) | {"number_of_frames": 1}
     kind = np.dtype(f"{'ui'[layout.pixel_representation]}{layout.bits_allocated // 8}")
     shape = (layout.rows, layout.columns, layout.samples_per_pixel)[: 2 if layout.samples_per_pixel == 1 else 3]
@@ -264,8 +265,7 @@ def _decode(data: bytes, syntax: str, layout: Layout, **options: Any) -> StoredP
         if not trusted:
             decoded = decode_elsewhere(data, syntax, options, math.prod(shape) * kind.itemsize)
             return np.frombuffer(decoded, kind).reshape(shape)
-        # pydicom's own validation warns; what it looks for has been checked by now.
-        pixels, _ = get_decoder(syntax).as_array(data, index=0, validate=False, **options)
+        pixels = decode_here(data, syntax, options)
     if pixels.shape != shape or pixels.dtype.newbyteorder("=") != kind:
         raise UndecodableImage(DAMAGED)
     return np.ascontiguousarray(pixels, kind)

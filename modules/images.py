@@ -6,7 +6,7 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -22,25 +22,22 @@ from modules.dicom_values import is_dicom
 from modules.errors import (
     FileTooLarge,
     ImageError,
-    MultipleFrames,
     TooManyPixels,
     UndecodableImage,
     UnsupportedImageType,
 )
 from modules.greyscale import render
+from modules.metadata import DAMAGED, PNG_SIGNATURE, plain_jpeg, plain_png
 from modules.png import encode_png
 from modules.records import FloatArray, ImageHeader, Radiograph
 from modules.settings import MEBIBYTE
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 MAX_SIDE = 20_000  # pixels; resizing takes memory by the side, and no detector has as many
-MAX_PNG_CHUNKS = 200_000  # far above any real file; bounds the time that a hostile one takes
 COLOUR_SAMPLE_SIDE = 512  # colourfulness is a mean: it is measured on a copy of at most this many rows and columns
-EXIF_ORIENTATION = 0x0112
+SLAB_PIXELS = 1 << 20  # colours are worked on in slabs of about as many: no copy of a whole film is made of them
 
 ACCEPTED = "Send a PNG, a JPEG, or a single-frame DICOM file."
-DAMAGED = "The {} file is damaged or incomplete. Export the film again and send the new copy."
 
 # What else is sent by mistake, by the bytes at an offset; the answer then names it.
 OTHER_KINDS = (
@@ -68,6 +65,7 @@ TRANSPOSITIONS = {
 SIDES_EXCHANGED = frozenset({5, 6, 7, 8})
 
 Pixels = npt.NDArray[Any]
+Slabs = Callable[[int, int], Pixels]  # first row and the row behind the last one, to their colours (rows, W, 3)
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,8 @@ def _open_dicom(data: bytes, limits: ImageLimits) -> ImageFile:
         presentation, stored = file.presentation(), file.pixels()
         if stored.ndim == 2:
             return render(stored, presentation, invert=invert), 0.0
-        return _inverted(_luminance(stored), invert), _colourfulness(stored)
+        film, colourfulness = _grey(lambda top, bottom: stored[top:bottom], header.height, header.width)
+        return _inverted(film, invert), colourfulness
 
     return ImageFile(header, decode)
 
@@ -174,12 +173,10 @@ def _open_dicom(data: bytes, limits: ImageLimits) -> ImageFile:
 def _open_raster(data: bytes, kind: Literal["png", "jpeg"], limits: ImageLimits) -> ImageFile:
     width, height = _png_size(data) if kind == "png" else _jpeg_size(data)
     _check_size(width, height, limits)  # before Pillow, which would warn of large images in its own way
-    if kind == "png":
-        _check_png_chunks(data)
+    data, orientation = plain_png(data) if kind == "png" else plain_jpeg(data)
     with _pillow(data, kind) as image:
         if image.size != (width, height):
             raise UndecodableImage(DAMAGED.format(kind.upper()))
-        orientation = _orientation(image)
     if orientation in SIDES_EXCHANGED:
         width, height = height, width
 
@@ -217,41 +214,23 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return frame.width, frame.height
 
 
-def _check_png_chunks(data: bytes) -> None:
-    """Walk the chunks up to IEND; refuse a truncated file and an animation (acTL). Pillow checks what they hold."""
-    position = len(PNG_SIGNATURE)
-    for _ in range(MAX_PNG_CHUNKS):
-        if position + 12 > len(data):
-            break
-        length, name = struct.unpack_from(">L4s", data, position)
-        if name == b"acTL" and data[position + 8 : position + 12] != b"\0\0\0\1":
-            raise MultipleFrames("The PNG is an animation. Send one radiograph as a still image.")
-        if name == b"IEND":
-            return
-        position += 12 + length
-    raise UndecodableImage(DAMAGED.format("PNG"))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Read the EXIF orientation that stands before the pixels: `Image.getexif` would decode a PNG to look behind."""
-    exif = Image.Exif()
-    exif.load(image.info.get("exif", b""))
-    orientation = exif.get(EXIF_ORIENTATION, 1)
-    return orientation if orientation in TRANSPOSITIONS else 1
-
-
 def _decode_raster(data: bytes, kind: str, orientation: int) -> tuple[FloatArray, float]:
     with _pillow(data, kind) as image:
         image.load()
         upright = image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
         if upright.mode.startswith("I"):  # 16 bits, of which films often use 10 or 12
             return _scale_to_own_range(np.asarray(upright)), 0.0
-        if upright.has_transparency_data:
-            upright = _over_black(upright.convert("RGBA"))
-        elif upright.mode in ("1", "L"):
+        if upright.mode in ("1", "L") and not upright.has_transparency_data:
             return _unit_scale(np.asarray(upright.convert("L"))), 0.0
-        colours = np.asarray(upright.convert("RGB"))
-        return _luminance(colours), _colourfulness(colours)
+        width, height = upright.size
+        return _grey(lambda top, bottom: _colours(upright.crop((0, top, width, bottom))), height, width)
+
+
+def _colours(image: Image.Image) -> Pixels:
+    """Return red, green and blue (H, W, 3) of a slab; what is transparent lies over black."""
+    if image.has_transparency_data:
+        image = _over_black(image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _over_black(image: Image.Image) -> Image.Image:
@@ -275,18 +254,24 @@ def _scale_to_own_range(stored: Pixels) -> FloatArray:
     return np.divide(scaled, max(high - low, 1), out=scaled)
 
 
-def _luminance(colours: Pixels) -> FloatArray:
-    """Return the luma (H, W) of RGB (H, W, 3) after ITU-R BT.601; equal channels keep their value."""
-    return _unit_scale(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY))
+def _grey(slab: Slabs, height: int, width: int) -> tuple[FloatArray, float]:
+    """Return luma (H, W) in [0, 1] of RGB after ITU-R BT.601, and its colourfulness; equal channels keep their value.
 
-
-def _colourfulness(colours: Pixels) -> float:
-    """Return the mean of the largest less the smallest channel, in [0, 1]."""
-    rows, columns = (max(1, side // COLOUR_SAMPLE_SIDE) for side in colours.shape[:2])
-    sample = colours[::rows, ::columns]
-    spread = sample.max(axis=2) - sample.min(axis=2)
-    return float(spread.mean()) / float(np.iinfo(colours.dtype).max)
+    Colourfulness is the mean of the largest less the smallest channel, in [0, 1].
+    """
+    rows, columns = (max(1, side // COLOUR_SAMPLE_SIDE) for side in (height, width))
+    step = rows * max(1, SLAB_PIXELS // (rows * width))  # so that every slab begins with a row of the sample
+    film = np.empty((height, width), np.float32)
+    spread = count = 0
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        colours = slab(top, bottom)
+        film[top:bottom] = _unit_scale(cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY))
+        sample = colours[::rows, ::columns]
+        spread += int((sample.max(axis=2) - sample.min(axis=2)).sum(dtype=np.int64))
+        count += sample.shape[0] * sample.shape[1]
+    return film, spread / count / float(np.iinfo(colours.dtype).max)
 
 
 def _inverted(film: FloatArray, invert: bool) -> FloatArray:
-    return np.subtract(1.0, film, dtype=np.float32) if invert else film
+    return np.subtract(np.float32(1.0), film, out=film) if invert else film
