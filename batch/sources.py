@@ -188,7 +188,7 @@ def _of_archive(path: Path, name: str, left_out: Counter[str]) -> Iterator[Film]
         inside = f"{name}/{_text(member.filename)}".replace("\\", "/")  # some packers write Windows' separator
         suffix = PurePosixPath(inside).suffix.lower()
         trouble = None
-        if member.is_dir():
+        if not member.filename or member.is_dir():  # which asks for the last character
             continue
         if suffix == ARCHIVE_SUFFIX:
             trouble = Trouble("failed", "nested_archive", NESTED)
