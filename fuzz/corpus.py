@@ -1,4 +1,4 @@
-"""What mutation starts from: one small file, made here, for each format, mode and transfer syntax, and known attacks."""
+"""What mutation starts from: a small file, made here, for each format, mode and transfer syntax, and known attacks."""
 
 import io
 import struct
@@ -100,7 +100,7 @@ def jpeg_scans(scans: int, side: int) -> bytes:
 
 
 def exif_array(count: int) -> bytes:
-    """A TIFF header whose orientation is an array of `count` numbers: 112 bytes of a Python tuple for one of them."""
+    """A TIFF header whose orientation is an array of `count` numbers, which a reader makes objects of."""
     entry = struct.pack("<HHLL", 0x0112, 3, count, 26)
     return b"II*\0" + struct.pack("<LH", 8, 1) + entry + bytes(4) + b"\6\0" * count
 

@@ -11,6 +11,7 @@ from tests import image_files as f
 MAX_BYTES = 64 << 10  # of a mutated file
 MAX_INFLATED = 1 << 20
 NUMBERS = (0, 1, 2, 3, 7, 8, 12, 16, 32, 127, 128, 255, 256, 512, 2000, 2900, 32767, 32768, 65535)
+LENGTHS = (0, 2, 0xFFFE, 0xFFFFFFFF, 0x7FFFFFFF)
 TEXTS = (b"", b"0", b"-1", b"1e308", b"nan", b"inf", b"1\\2", b"2", b"9" * 40, b"\xff\xfe", b"MONOCHROME1", b"YBR_FULL")
 SYNTAXES = tuple(f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".1.99", ".2", ".5")) + tuple(
     f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 102, 201, 202, 203)
@@ -26,7 +27,7 @@ Mutator = Callable[[bytes, random.Random], bytes]
 
 def mutate(name: str, data: bytes, other: bytes, rng: random.Random) -> bytes:
     """Change a file in one to four ways, mostly ones of its own kind; `other` is what it may be mixed with."""
-    own = KINDS[name.split()[0]]
+    own = KINDS[name.partition(" ")[0]]
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
         if rng.random() < 0.05:
             data = rng.choice((data + other, data[: _at(data, rng)] + other[_at(other, rng) :], other + data))
@@ -104,7 +105,9 @@ def png_header(data: bytes, rng: random.Random) -> bytes:
         return data
     fields = list(struct.unpack(">LLBBBBB", chunks[0][1]))
     at = rng.randrange(7)
-    fields[at] = rng.choice(NUMBERS) if at < 2 else rng.choice(((1, 2, 4, 8, 16), (0, 2, 3, 4, 6), (0,), (0, 1), (0, 1))[at - 2])
+    fields[at] = (
+        rng.choice(NUMBERS) if at < 2 else rng.choice(((1, 2, 4, 8, 16), (0, 2, 3, 4, 6), (0,), (0, 1), (0, 1))[at - 2])
+    )
     return _png([(b"IHDR", struct.pack(">LLBBBBB", *fields)), *chunks[1:]])
 
 
@@ -112,7 +115,9 @@ def png_pixels(data: bytes, rng: random.Random) -> bytes:
     """Change what is in the pixels, packed anew, and perhaps far more of it than the header says."""
     chunks = _chunks(data)
     try:
-        inside = zlib.decompressobj().decompress(b"".join(body for name, body in chunks if name == b"IDAT"), MAX_INFLATED)
+        inside = zlib.decompressobj().decompress(
+            b"".join(body for name, body in chunks if name == b"IDAT"), MAX_INFLATED
+        )
     except zlib.error:
         return data
     inside = any_bytes(inside, rng) + bytes(rng.choice((0, 0, 10_000, MAX_INFLATED)))
@@ -138,7 +143,9 @@ def jpeg_segments(data: bytes, rng: random.Random) -> bytes:
         return data[: start + 1] + bytes([rng.choice(JPEG_MARKERS)]) + data[start + 2 :]
     if way == 3:
         return data[: start + 2] + any_bytes(data[start + 2 : end], rng) + data[end:]
-    body = rng.choice((b"Exif\0\0II*\0", b"ICC_PROFILE\0\1\2", b"MPF\0II*\0", b"Adobe\0d\0\0\0\0\2", b"mrfx\1")) + rng.randbytes(20)
+    body = rng.choice(
+        (b"Exif\0\0II*\0", b"ICC_PROFILE\0\1\2", b"MPF\0II*\0", b"Adobe\0d\0\0\0\0\2", b"mrfx\1")
+    ) + rng.randbytes(20)
     marker = rng.choice((0xE1, 0xE2, 0xE8, 0xEE, 0xFE, 0xDD, 0xF8))
     return data[:start] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + data[start:]
 
@@ -149,7 +156,9 @@ def jpeg_header(data: bytes, rng: random.Random) -> bytes:
     if not found:
         return data
     at = found[0] + 4 + rng.randrange(15)
-    return data[:at] + bytes([rng.choice((0, 1, 2, 3, 4, 8, 12, 16, 0x11, 0x21, 0x22, 0x41, 0x44, 255))]) + data[at + 1 :]
+    return (
+        data[:at] + bytes([rng.choice((0, 1, 2, 3, 4, 8, 12, 16, 0x11, 0x21, 0x22, 0x41, 0x44, 255))]) + data[at + 1 :]
+    )
 
 
 # ── DICOM ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,28 +171,25 @@ def dicom_elements(data: bytes, rng: random.Random) -> bytes:
         return data
     i, way = rng.randrange(len(marks) - 1), rng.randrange(7)
     start, end, to = marks[i], marks[i + 1], rng.choice(marks)
-    if way == 0:
-        return data[:start] + data[end:]
-    if way == 1:
-        return data[:to] + data[start:end] * rng.choice((1, 2, 100)) + data[to:]
-    if way == 2:
-        return data[: start + 4] + rng.choice(VRS) + data[start + 6 :]
-    if way == 3:
-        value = rng.choice(TEXTS)
-        return data[: start + 6] + struct.pack("<H", len(value)) + value + data[end:]
-    if way == 4:
-        return data[: start + 8] + struct.pack("<H", rng.choice(NUMBERS)) + data[start + 10 :]
-    if way == 5:
-        length = rng.choice((0, 2, 0xFFFE, 0xFFFFFFFF, 0x7FFFFFFF))
-        return data[: start + 8] + struct.pack("<L", length) + data[start + 12 :]
-    opening = f.element(rng.choice((f.VOI_LUT, f.MODALITY_LUT, 0x00081140)), "SQ", b"", length=f.UNDEFINED)
-    item = opening + struct.pack("<HHL", 0xFFFE, 0xE000, f.UNDEFINED)
-    return data[:start] + item * rng.choice((1, 3, 400)) + data[start:]
+    value = rng.choice(TEXTS)
+    sequence = f.element(rng.choice((f.VOI_LUT, f.MODALITY_LUT, 0x00081140)), "SQ", b"", length=f.UNDEFINED)
+    item = sequence + struct.pack("<HHL", 0xFFFE, 0xE000, f.UNDEFINED)
+    return (
+        data[:start] + data[end:],
+        data[:to] + data[start:end] * rng.choice((1, 2, 100)) + data[to:],
+        data[: start + 4] + rng.choice(VRS) + data[start + 6 :],
+        data[: start + 6] + struct.pack("<H", len(value)) + value + data[end:],
+        data[: start + 8] + struct.pack("<H", rng.choice(NUMBERS)) + data[start + 10 :],
+        data[: start + 8] + struct.pack("<L", rng.choice(LENGTHS)) + data[start + 12 :],
+        data[:start] + item * rng.choice((1, 3, 400)) + data[start:],
+    )[way]
 
 
 def dicom_image(data: bytes, rng: random.Random) -> bytes:
     """Set a number of the Image Pixel module, wherever it stands."""
-    tag = rng.choice((f.SAMPLES, f.PLANAR, f.FRAMES, f.ROWS, f.COLUMNS, f.ALLOCATED, f.STORED, f.HIGH_BIT, f.SIGNED, f.PADDING))
+    tag = rng.choice(
+        (f.SAMPLES, f.PLANAR, f.FRAMES, f.ROWS, f.COLUMNS, f.ALLOCATED, f.STORED, f.HIGH_BIT, f.SIGNED, f.PADDING)
+    )
     at = data.find(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
     if at < 0:
         return data

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import CodeType, FrameType
@@ -23,11 +24,19 @@ from modules.settings import MEBIBYTE
 
 LIMITS = ImageLimits(max_bytes=4 * MEBIBYTE, max_pixels=8_000_000)
 SYSTEM_BYTES = 4 << 30  # address space of the worker: what is beyond is refused, so that the machine lives on
-WATCHED = ("/modules/", "/batch/", "/PIL/PngImagePlugin", "/PIL/JpegImagePlugin", "/pydicom/filereader", "/pydicom/encaps")
+WATCHED = (
+    "/modules/",
+    "/batch/",
+    "/PIL/PngImagePlugin",
+    "/PIL/JpegImagePlugin",
+    "/pydicom/filereader",
+    "/pydicom/encaps",
+)
 MAX_MESSAGE = 400
 DECODERS = ("pydicom.pixels", "gdcm", "jpeg_ls", "openjpeg.utils", "rle.utils", "pylibjpeg.utils")
 REAL_EVERY = 500  # of the streams that go to a process of their own; the others go to a fork of this one
 
+Target = Callable[[bytes, ImageLimits, Path], None]
 Step = tuple[CodeType, int, int]
 
 
@@ -41,6 +50,7 @@ class Outcome:
     cpu_s: float = 0.0  # with its decoders' processes
     wall_s: float = 0.0
     peak_bytes: int = 0  # resident, with the largest of its decoders' processes
+    crashes: int = 0  # of those processes: damage that they keep from this one
 
 
 class Lines:
@@ -78,7 +88,8 @@ class Decoders:
     """Decodes as `decode_elsewhere` does, mostly in one process for many frames: to start one takes half a second."""
 
     def __init__(self) -> None:
-        self.cpu_s, self.peak_bytes = 0.0, 0
+        self.cpu_s, self.peak_bytes, self.crashes = 0.0, 0, 0
+        self._spent_s = 0.0  # by the process for many frames
         self._calls, self._child, self._pipe = 0, 0, multiprocessing.Pipe()
 
     def __call__(self, data: bytes, syntax: str, options: dict[str, Any], size: int) -> bytes:
@@ -92,9 +103,10 @@ class Decoders:
             self._pipe[0].send((data, syntax, options, size))
             pixels, cpu_s, peak_bytes = self._pipe[0].recv()
         except (EOFError, OSError):  # the decoder crashed, or took more than it is allowed
-            self._child = 0
-            _, _, used = os.wait4(-1, 0)
-            pixels, cpu_s, peak_bytes = b"", decoder_process.CPU_S + 1, used.ru_maxrss * 1024
+            _, _, used = os.wait4(self._child, 0)
+            pixels, cpu_s, peak_bytes = b"", used.ru_utime + used.ru_stime - self._spent_s, used.ru_maxrss * 1024
+            self._child, self.crashes = 0, self.crashes + 1
+        self._spent_s += cpu_s
         self.cpu_s += cpu_s
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         if len(pixels) != size:
@@ -104,6 +116,7 @@ class Decoders:
     def _fork(self) -> None:
         self._pipe[0].close()
         self._pipe = ours, theirs = multiprocessing.Pipe()
+        self._spent_s = 0.0
         self._child = os.fork()
         if self._child == 0:
             try:
@@ -130,8 +143,8 @@ def _decode_many(pipe: Connection) -> None:
         pipe.send((pixels, time.process_time() - before, _peak()))
 
 
-def work(connection: Connection) -> None:
-    """Answer each case, a name and its bytes, with its outcome until the connection ends."""
+def work(connection: Connection, limits: ImageLimits) -> None:
+    """Answer each list of cases, names and bytes, with their outcomes one by one until the connection ends."""
     os.setsid()  # so that this process and its forks can be ended together
     resource.setrlimit(resource.RLIMIT_AS, (SYSTEM_BYTES, SYSTEM_BYTES))
     warnings.simplefilter("ignore")
@@ -142,13 +155,13 @@ def work(connection: Connection) -> None:
     dicom.decode_elsewhere = decoders  # type: ignore[assignment]
     with suppress(EOFError, OSError), tempfile.TemporaryDirectory() as folder:
         while True:
-            name, data = connection.recv()
-            connection.send(_run(name, data, Path(folder), decoders, lines))
+            for name, data in connection.recv():
+                target: Target = _archive if name.startswith("zip") else _film
+                connection.send(_run(partial(target, data, limits, Path(folder)), decoders, lines))
 
 
-def _run(name: str, data: bytes, folder: Path, decoders: Decoders, lines: Lines) -> Outcome:
-    target: Callable[[], None] = (lambda: _archive(data, folder)) if name.startswith("zip") else (lambda: _film(data))
-    decoders.cpu_s, decoders.peak_bytes, lines.fresh = 0.0, 0, False
+def _run(target: Callable[[], None], decoders: Decoders, lines: Lines) -> Outcome:
+    decoders.cpu_s, decoders.peak_bytes, decoders.crashes, lines.fresh = 0.0, 0, 0, False
     _forget_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     kind, detail = "decoded", ""
@@ -170,28 +183,29 @@ def _run(name: str, data: bytes, folder: Path, decoders: Decoders, lines: Lines)
         time.process_time() - cpu + decoders.cpu_s,
         time.perf_counter() - wall,
         _peak() + decoders.peak_bytes,
+        decoders.crashes,
     )
 
 
-def _film(data: bytes) -> None:
-    film = open_image(data, LIMITS).decode(invert=bool(len(data) % 2))
-    if film.pixels.shape != (film.header.height, film.header.width) or film.pixels.size > LIMITS.max_pixels:
+def _film(data: bytes, limits: ImageLimits, _: Path) -> None:
+    film = open_image(data, limits).decode(invert=bool(len(data) % 2))
+    if film.pixels.shape != (film.header.height, film.header.width) or film.pixels.size > limits.max_pixels:
         raise ValueError(f"a film of {film.pixels.shape}")
 
 
-def _archive(data: bytes, folder: Path) -> None:
+def _archive(data: bytes, limits: ImageLimits, folder: Path) -> None:
     """List an archive and read its members as `python -m batch` does."""
     from batch.reading import Unpacking, _Files
     from batch.sources import SourceError, list_films
 
     path = folder / "films.zip"
     path.write_bytes(data)
-    files = _Files(LIMITS.max_bytes)
+    files = _Files(limits.max_bytes)
     with suppress(SourceError):
         for film in list_films([path]).films:
             if film.trouble is None:
                 with suppress(Unpacking, AssistantError, OSError):
-                    if len(files.read(film)) > LIMITS.max_bytes:
+                    if len(files.read(film)) > limits.max_bytes:
                         raise ValueError("a member beyond the limit")
     if [file.name for file in folder.iterdir()] != [path.name]:
         raise ValueError("something was unpacked onto the disk")
