@@ -13,10 +13,10 @@ LOCK := requirements-locked.txt
 READ_SAMPLE := from modules.pipeline import Pipeline; from modules.settings import PROJECT_ROOT, Settings; \
   pipeline = Pipeline.from_settings(Settings(medgemma_mode="dummy")); \
   print(pipeline.analyze((PROJECT_ROOT / "assets" / "sample_xray.png").read_bytes(), "").risk_level)
-PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks scale
+PACKAGES := main.py app.py launcher.py medgemma.py api batch modules dashboard evaluation training synthetic benchmarks scale fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray check contract format benchmark soak notebook sample medgemma check-medgemma wheel check-wheel lock check-locked audit clean
+.PHONY: help run test test-ray check contract fuzz format benchmark soak notebook sample medgemma check-medgemma wheel check-wheel lock check-locked audit clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(VENV)/.ready-dev ## lint and check types
 
 contract: $(VENV)/.ready-dev ## try thousands of cases of every route against OpenAPI
 	CONTRACT_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_contract.py
+
+fuzz: $(VENV)/.ready-dev ## throw 100,000 changed films and archives at the decoders
+	$(BIN)/python -m fuzz.decoders --executions 100000
 
 format: $(VENV)/.ready-dev ## format the code
 	$(BIN)/ruff format .

@@ -21,11 +21,12 @@ from pathlib import Path
 
 from fuzz.corpus import seeds
 from fuzz.mutators import mutate
-from fuzz.worker import LIMITS, Outcome, work
+from fuzz.worker import LIMITS, READY, Outcome, work
 from modules.images import ImageLimits
 
 LIMIT_S = 2.0  # of processor time: that of the clock says more of the machine than of the file
-DEADLINE_S = 10.0  # by the clock; a case that waits for something uses no processor time
+DEADLINE_S = 30.0  # by the clock; a case that waits for something uses no processor time
+START_S = 300.0  # for a process to import what it needs, on a busy machine
 LIMIT_BYTES = 1_000_000_000
 REPORT_EVERY = 1000
 BATCH = 32  # cases that are sent together: what is learnt of them counts from the next ones on
@@ -112,6 +113,8 @@ class Worker:
         self._process = context.Process(target=work, args=(theirs, self._limits), daemon=True)
         self._process.start()
         theirs.close()
+        if not self._connection.poll(START_S) or self._connection.recv() != READY:
+            raise RuntimeError("the process that runs cases does not start")
 
 
 def broken_promise(outcome: Outcome) -> str:

@@ -33,6 +33,7 @@ WATCHED = (
     "/pydicom/encaps",
 )
 MAX_MESSAGE = 400
+READY = "ready"
 DECODERS = ("pydicom.pixels", "gdcm", "jpeg_ls", "openjpeg.utils", "rle.utils", "pylibjpeg.utils")
 REAL_EVERY = 500  # of the streams that go to a process of their own; the others go to a fork of this one
 
@@ -153,6 +154,7 @@ def work(connection: Connection, limits: ImageLimits) -> None:
             importlib.import_module(module)
     decoders, lines = Decoders(), Lines()
     dicom.decode_elsewhere = decoders  # type: ignore[assignment]
+    connection.send(READY)
     with suppress(EOFError, OSError), tempfile.TemporaryDirectory() as folder:
         while True:
             for name, data in connection.recv():
