@@ -153,7 +153,7 @@ def work(connection: Connection, limits: ImageLimits) -> None:
         with suppress(ImportError):
             importlib.import_module(module)
     decoders, lines = Decoders(), Lines()
-    dicom.decode_elsewhere = decoders  # type: ignore[assignment]
+    vars(dicom)["decode_elsewhere"] = decoders
     connection.send(READY)
     with suppress(EOFError, OSError), tempfile.TemporaryDirectory() as folder:
         while True:
