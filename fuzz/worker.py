@@ -138,7 +138,7 @@ def _decode_many(pipe: Connection) -> None:
         data, syntax, options, size = pipe.recv()
         _forget_peak()
         before, pixels = time.process_time(), b""
-        decoder_process.limit(size)
+        decoder_process.limit(size, len(data))
         with suppress(BaseException):  # panics of Rust included
             pixels = decoder_process.decode_here(data, syntax, options).tobytes()
         pipe.send((pixels, time.process_time() - before, _peak()))

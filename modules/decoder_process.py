@@ -17,8 +17,9 @@ from typing import Any
 
 TIMEOUT_S = 20.0  # 40 million pixels take a few seconds
 # What a stream may take goes with the size of its film, so that a film of a few pixels is no way to take a machine.
-# Both come beside what the imports took; 40 million pixels of 16 bits get 9 s and 1.2 GiB.
+# Both come beside what the imports took; 40 million pixels of 16 bits get 9 s and more, and 1.2 GiB.
 CPU_S, CPU_S_PER_BYTE = 1.0, 1e-7
+CPU_S_PER_PACKED_BYTE = 5e-7  # several times what noise takes in lossless JPEG 2000, the slowest
 MEMORY_BYTES, MEMORY_PER_BYTE = 256 << 20, 12  # of address space
 MAX_MEMORY_BYTES = 2 << 30
 IMPORTED_BYTES = 512 << 20  # where the system does not say how much is mapped
@@ -65,12 +66,12 @@ def decode_here(data: bytes, syntax: str, options: dict[str, Any]) -> Any:
     return pixels
 
 
-def limit(size: int) -> None:
-    """Bound processor time and memory of this process for a film of `size` bytes, on the systems that can."""
+def limit(size: int, packed: int) -> None:
+    """Bound time and memory of this process for a film of `size` bytes from `packed` ones, on the systems that can."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no such limits, macOS may refuse that of the memory
         import resource
 
-        cpu_s = math.ceil(time.process_time() + CPU_S + size * CPU_S_PER_BYTE)
+        cpu_s = math.ceil(time.process_time() + CPU_S + size * CPU_S_PER_BYTE + packed * CPU_S_PER_PACKED_BYTE)
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         memory = _mapped() + min(MEMORY_BYTES + MEMORY_PER_BYTE * size, MAX_MEMORY_BYTES)
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -93,8 +94,9 @@ def _work() -> None:
     import pydicom.pixels  # noqa: F401  imports the decoders: what that takes is not limited
 
     request = json.loads(sys.stdin.buffer.readline())
-    limit(request["size"])
-    pixels = decode_here(sys.stdin.buffer.read(), request["syntax"], request["options"])
+    data = sys.stdin.buffer.read()
+    limit(request["size"], len(data))
+    pixels = decode_here(data, request["syntax"], request["options"])
     with os.fdopen(answer, "wb") as out:
         out.write(np.ascontiguousarray(pixels).data.cast("B"))
 

