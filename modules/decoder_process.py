@@ -19,7 +19,7 @@ TIMEOUT_S = 20.0  # 40 million pixels take a few seconds
 # What a stream may take goes with the size of its film, so that a film of a few pixels is no way to take a machine.
 # Both come beside what the imports took; 40 million pixels of 16 bits get 9 s and more, and 1.2 GiB.
 CPU_S, CPU_S_PER_BYTE = 1.0, 1e-7
-CPU_S_PER_PACKED_BYTE = 5e-7  # several times what noise takes in lossless JPEG 2000, the slowest
+CPU_S_PER_PACKED_BYTE = 5e-7  # noise in lossless JPEG 2000, the slowest, took 3e-7 of a server core
 MEMORY_BYTES, MEMORY_PER_BYTE = 256 << 20, 12  # of address space
 MAX_MEMORY_BYTES = 2 << 30
 IMPORTED_BYTES = 512 << 20  # where the system does not say how much is mapped
