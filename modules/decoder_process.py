@@ -22,7 +22,10 @@ class DecoderProcessError(Exception):
 
 
 def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: int) -> bytes:
-    """Decode one frame of encapsulated pixel data into `size` bytes, in the machine's byte order."""
+    """Decode one frame of encapsulated pixel data into `size` bytes, in the machine's byte order.
+
+    Raises DecoderProcessError, and OSError where no process can be started.
+    """
     request = json.dumps({"syntax": syntax, "options": options}).encode() + b"\n"
     command = [sys.executable, "-I", str(Path(__file__).resolve())]
     try:
@@ -35,7 +38,7 @@ def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: in
             check=True,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread would reserve memory of its own
         )
-    except (OSError, subprocess.SubprocessError) as exc:
+    except subprocess.SubprocessError as exc:
         raise DecoderProcessError from exc
     if len(done.stdout) != size:
         raise DecoderProcessError

@@ -26,6 +26,7 @@ from modules.errors import (
     TooManyPixels,
     UndecodableImage,
     UnsupportedImageType,
+    shortage_in,
 )
 from modules.greyscale import render
 from modules.png import encode_png
@@ -201,6 +202,8 @@ def _pillow(data: bytes, kind: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise TooManyPixels("The image has too many pixels to be decoded. Send a smaller export of the film.") from exc
     except Exception as exc:  # a damaged file fails in as many ways as there are chunks and segments
+        if shortage_in(exc):
+            raise
         raise UndecodableImage(DAMAGED.format(kind.upper())) from exc
 
 
