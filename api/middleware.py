@@ -26,6 +26,7 @@ BODY_STALL_S = 30.0  # chosen: how long a body may stand still
 BODY_LIMIT_S = 600.0  # chosen: 50 MiB at 0.7 Mbit/s
 BODY_RETRY_S = 2  # chosen: most uploads take less
 ENDING = "The server is being stopped. Send the film again when it is back."
+GRACE_IS_OVER = "graceful shutdown"  # in uvicorn's words when it waits no longer; it would answer 500, with a trace
 ENDING_RETRY_S = 30  # chosen: a start takes seconds
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_CONTENT_TYPE = 512  # characters
@@ -50,7 +51,7 @@ class RequestBoundary:
         self._max_film_bytes = max_film_bytes
         self._bodies = Shares(max_bodies)  # a body takes memory or disk before its film can ask for a place
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0912
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -75,8 +76,9 @@ class RequestBoundary:
                 await problems.busy(request_id, busy)(scope, receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
-        except asyncio.CancelledError:
-            # the server ends and waits no longer; it would answer with an error that is none of its own
+        except asyncio.CancelledError as exc:
+            if GRACE_IS_OVER not in str(exc):  # a server that cancels the request of a client that went away
+                raise
             if exchange.status is None:
                 await problems.busy(request_id, Busy(ENDING, ENDING_RETRY_S))(scope, receive, exchange.send)
         except Exception as exc:
