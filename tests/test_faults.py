@@ -92,7 +92,7 @@ class Served:
         text = self._log.read_text("utf-8")
         assert "Traceback" not in text, text
         assert "internal_error" not in text
-        assert "\nERROR" not in text
+        assert "Exception in ASGI" not in text
 
 
 @contextmanager
