@@ -23,6 +23,7 @@ DASHBOARD_HOST = "127.0.0.1"
 # A fresh machine compiles and loads the deep-learning packages from a cold disk first.
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 8.0
+ANSWER_LIMIT_S = 6  # after being told to stop, for answers under way; whoever sends or takes in nothing is then left
 PROBE_TIMEOUT_S = 2.0
 POLL_INTERVAL_S = 0.2
 KILL_SIGNAL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has no SIGKILL; there, terminating is killing
@@ -71,7 +72,7 @@ def services(settings: Settings) -> tuple[Service, Service]:
             *(*python, "uvicorn", "--app-dir", str(PROJECT_ROOT), "main:app"),
             *("--host", settings.backend_host, "--port", str(settings.backend_port)),
             # h11 bounds the headers of a request, which httptools does not; nothing here speaks WebSocket
-            *("--http", "h11", "--ws", "none"),
+            *("--http", "h11", "--ws", "none", "--timeout-graceful-shutdown", str(ANSWER_LIMIT_S)),
         ),
         settings.backend_host,
         settings.backend_port,

@@ -20,6 +20,7 @@ from api import logs, problems
 from api.access import Access, client_of, docs_page
 from api.admission import Admission, Place
 from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, log_unforeseen
+from api.stopping import when_told_to_end
 from api.streaming import READER_THREADS, STREAM_DESCRIPTION, AdmittedFilm, events, stop_when_gone
 from modules.answers import Analysis, Health
 from modules.curves import Curves, load_curves
@@ -47,12 +48,15 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
         logs.configure(settings.log_level)
         own = None if pipeline else await anyio.to_thread.run_sync(_load, settings)
         admission = Admission(settings.max_concurrent_analyses, settings.max_queued_analyses)
+        serving = pipeline or own
+        assert serving is not None
         try:
-            yield {
-                "pipeline": pipeline or own,
-                "admission": admission,
-                "readers": anyio.CapacityLimiter(READER_THREADS),
-            }
+            with when_told_to_end(serving.reader.stop_reading):
+                yield {
+                    "pipeline": serving,
+                    "admission": admission,
+                    "readers": anyio.CapacityLimiter(READER_THREADS),
+                }
         finally:
             if own is not None:
                 own.close()
@@ -206,7 +210,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         except Exception as exc:
             id_ = problems.request_id(request)
             log_unforeseen(id_, exc)
-            yield ServerSentEvent(event="error", raw_data=problems.internal_problem(id_).model_dump_json())
+            yield ServerSentEvent(event="error", raw_data=problems.unforeseen_problem(id_, exc).model_dump_json())
 
     @app.post(
         "/render",

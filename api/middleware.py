@@ -1,5 +1,6 @@
 """What happens around every request: its id, access, a bound on its body, one line of log, an answer to any error."""
 
+import asyncio
 import logging
 import re
 import time
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import problems
 from api.access import Access, client_of, stamp
 from api.admission import Shares
-from modules.errors import Busy
+from modules.errors import Busy, shortage_in
 from modules.settings import MEBIBYTE
 
 logger = logging.getLogger("assistant.http")
@@ -24,6 +25,9 @@ FORM_OVERHEAD_BYTES = MEBIBYTE  # what a form may add to the film that it carrie
 BODY_STALL_S = 30.0  # chosen: how long a body may stand still
 BODY_LIMIT_S = 600.0  # chosen: 50 MiB at 0.7 Mbit/s
 BODY_RETRY_S = 2  # chosen: most uploads take less
+ENDING = "The server is being stopped. Send the film again when it is back."
+GRACE_IS_OVER = "graceful shutdown"  # in uvicorn's words when it waits no longer; it would answer 500, with a trace
+ENDING_RETRY_S = 30  # chosen: a start takes seconds
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_CONTENT_TYPE = 512  # characters
 _FOREIGN_CHARSET = re.compile(r"charset(?!\s*=\s*\"?utf-?8\b)")
@@ -47,7 +51,7 @@ class RequestBoundary:
         self._max_film_bytes = max_film_bytes
         self._bodies = Shares(max_bodies)  # a body takes memory or disk before its film can ask for a place
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0912
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -72,6 +76,11 @@ class RequestBoundary:
                 await problems.busy(request_id, busy)(scope, receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError as exc:
+            if GRACE_IS_OVER not in str(exc):  # a server that cancels the request of a client that went away
+                raise
+            if exchange.status is None:
+                await problems.busy(request_id, Busy(ENDING, ENDING_RETRY_S))(scope, receive, exchange.send)
         except Exception as exc:
             if exchange.refusal is not None and exchange.status is None:
                 await exchange.refusal(scope, receive, exchange.send)
@@ -79,7 +88,7 @@ class RequestBoundary:
                 log_unforeseen(request_id, exc)
                 if exchange.status is not None:
                     raise ConnectionAbortedError("the answer broke off") from None
-                await problems.internal_error(request_id)(scope, receive, exchange.send)
+                await problems.unforeseen(request_id, exc)(scope, receive, exchange.send)
         finally:
             exchange.end_body()
             route = getattr(scope.get("route"), "path", "(other)")
@@ -168,8 +177,11 @@ class _Exchange:
 
 
 def log_unforeseen(request_id: str, exc: Exception) -> None:
-    """Log the class and place of an error, never its text."""
+    """Log the class and place of an error, never its text; of a shortage, what there is too little of."""
     frames = traceback.extract_tb(exc.__traceback__)
     where = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
-    fields = {"request_id": request_id, "error": type(exc).__name__, "where": where}
-    logger.error("internal_error", extra={"fields": fields})
+    fields: dict[str, object] = {"request_id": request_id, "error": type(exc).__name__, "where": where}
+    shortage = shortage_in(exc)
+    if isinstance(shortage, OSError):
+        fields["reason"] = shortage.strerror
+    logger.error("internal_error" if shortage is None else "out_of_resources", extra={"fields": fields})

@@ -38,8 +38,14 @@ STATUS: Mapping[type[errors.AssistantError], int] = {
     errors.WeightsError: 500,  # both stop start-up; a request never meets them
     errors.ConfigurationError: 500,
     errors.Busy: 503,
+    errors.OutOfResources: 503,
 }
 
+EXHAUSTED_DETAIL = (
+    "The server has run out of disk space, memory, open files or threads. "
+    "The film is not to blame: send it again later."
+)
+EXHAUSTED_RETRY_S = 10  # chosen: what others hold is often free by then
 INTERNAL_DETAIL = "Internal error. The request was not answered; the server's log has its request id."
 
 
@@ -142,6 +148,9 @@ def _phrase(status: int) -> str:
 
 def http_error(request: Request, exc: Exception) -> Response:
     """Answer what the framework raises: no such route, wrong method, a body that is no form or too large."""
+    shortage = errors.shortage_in(exc)
+    if shortage is not None:  # a body that could not be kept: the framework blames its form
+        raise shortage
     if not isinstance(exc, HTTPException) or exc.status_code >= 500:
         raise exc
     status = exc.status_code
@@ -156,13 +165,16 @@ def http_error(request: Request, exc: Exception) -> Response:
     return answer(problem, exc.headers)
 
 
-def internal_error(id_: str) -> Response:
+def unforeseen(id_: str, exc: Exception) -> Response:
     """Answer what nobody foresaw; the log has the rest."""
-    return answer(internal_problem(id_))
+    problem = unforeseen_problem(id_, exc)
+    return answer(problem, {"Retry-After": str(EXHAUSTED_RETRY_S)} if problem.status == 503 else None)
 
 
-def internal_problem(id_: str) -> Problem:
-    """Describe what nobody foresaw without saying anything of it."""
+def unforeseen_problem(id_: str, exc: Exception) -> Problem:
+    """Describe what nobody foresaw: a shortage as such, anything else without saying anything of it."""
+    if errors.shortage_in(exc) is not None:
+        return _domain_problem(errors.OutOfResources(EXHAUSTED_DETAIL), id_)
     return Problem(title=_phrase(500), status=500, detail=INTERNAL_DETAIL, code="internal_error", request_id=id_)
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,21 +48,22 @@ class Server:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it; `wait` tells when it serves."""
-        self._process = subprocess.Popen(
-            self._command,
-            cwd=PROJECT_ROOT,
-            env=self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def start(self, *, through: tuple[str, ...] = (), log: Path = Path(os.devnull)) -> None:
+        """Start it, `through` another command if any; `wait` tells when it serves."""
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                (*through, *self._command),
+                cwd=PROJECT_ROOT,
+                env=self._environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
-    def wait(self) -> None:
-        """Wait until it answers."""
+    def wait(self, limit_s: float = START_LIMIT_S) -> None:
+        """Wait until it answers, at most so long."""
         assert self._process is not None
-        deadline = time.monotonic() + START_LIMIT_S
+        deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 if httpx.get(self._probe, timeout=2.0, trust_env=False).is_success:
@@ -74,6 +76,11 @@ class Server:
         """Send a signal."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def ended(self, limit_s: float) -> int:
+        """Wait for its end, at most so long; returns its exit code."""
+        assert self._process is not None
+        return self._process.wait(limit_s)
 
     def kill(self) -> None:
         """End it at once, as a crash does."""

@@ -24,6 +24,7 @@ FAILURE_TITLES = {
     "version_mismatch": "Server and dashboard do not fit together",
     "dashboard_error": "The dashboard failed",
     "busy": "The server is busy",
+    "out_of_resources": "The server has run out of space or memory",
     "file_too_large": "The file is too large",
     "too_many_pixels": "The image is too large",
     "unsupported_image_type": "This type of file is not read",

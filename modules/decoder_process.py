@@ -31,8 +31,12 @@ class DecoderProcessError(Exception):
 
 
 def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: int) -> bytes:
-    """Decode one frame of encapsulated pixel data into `size` bytes, in the machine's byte order."""
-    request = json.dumps({"syntax": syntax, "options": options, "size": size}).encode() + b"\n"
+    """Decode one frame of encapsulated pixel data into `size` bytes, in the machine's byte order.
+
+    Raises DecoderProcessError, and OSError where no process can be started.
+    """
+    request = json.dumps({"syntax": syntax, "options": options, "size": size}).encode() + b"
+"
     command = [sys.executable, "-I", str(Path(__file__).resolve())]
     try:
         done = subprocess.run(
@@ -44,7 +48,7 @@ def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: in
             check=True,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread would reserve memory of its own
         )
-    except (OSError, subprocess.SubprocessError) as exc:
+    except subprocess.SubprocessError as exc:
         raise DecoderProcessError from exc
     if len(done.stdout) != size:
         raise DecoderProcessError

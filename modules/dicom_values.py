@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from modules.errors import ImageError, UndecodableImage
+from modules.errors import ImageError, UndecodableImage, shortage_in
 
 PREFIX, PREFIX_AT = b"DICM", 128  # Part 10, section 7.1
 MAX_READS = 100_000  # far above any radiograph; bounds the time that a file of tiny elements takes
@@ -68,7 +68,9 @@ def refused_as_damaged() -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except Exception:
+    except Exception as exc:
+        if shortage_in(exc):
+            raise
         raise UndecodableImage(DAMAGED) from None
 
 

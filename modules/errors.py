@@ -15,11 +15,19 @@ AssistantError
 │       └── RotatedFilm
 ├── InvalidSymptoms               the symptoms are too long
 ├── ReaderUnavailable             a second reader cannot run or failed; the analysis goes on without it
-└── Busy                          the queue is full
+├── Busy                          the queue is full
+└── OutOfResources                no disk space, memory, open files or threads are left: the film is not to blame
 
 `code` is stable: clients may branch on it. `str(error)` is written for the person who sent the film and says what
 to do; it never holds a name, a header value of a patient or a path of the server.
 """
+
+import errno
+
+NO_THREAD = "can't start new thread"  # Python's words, of a plain RuntimeError
+SHORTAGES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS}
+)
 
 
 class AssistantError(Exception):
@@ -124,3 +132,22 @@ class Busy(AssistantError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class OutOfResources(AssistantError):
+    """The machine has run out of something that every film needs."""
+
+    code = "out_of_resources"
+
+
+def shortage_in(exc: BaseException | None) -> Exception | None:
+    """Return what says that the machine has run out of something, of an error and its causes; None: nothing does."""
+    while exc is not None:
+        if (
+            isinstance(exc, MemoryError | OutOfResources)
+            or (isinstance(exc, OSError) and exc.errno in SHORTAGES)
+            or (isinstance(exc, RuntimeError) and str(exc) == NO_THREAD)
+        ):
+            return exc
+        exc = exc.__cause__
+    return None

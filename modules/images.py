@@ -25,6 +25,7 @@ from modules.errors import (
     TooManyPixels,
     UndecodableImage,
     UnsupportedImageType,
+    shortage_in,
 )
 from modules.greyscale import render
 from modules.metadata import DAMAGED, PNG_SIGNATURE, plain_jpeg, plain_png
@@ -198,6 +199,8 @@ def _pillow(data: bytes, kind: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise TooManyPixels("The image has too many pixels to be decoded. Send a smaller export of the film.") from exc
     except Exception as exc:  # a damaged file fails in as many ways as there are chunks and segments
+        if shortage_in(exc):
+            raise
         raise UndecodableImage(DAMAGED.format(kind.upper())) from exc
 
 

@@ -24,6 +24,7 @@ NOT_SAID = "not known: the reader did not say where it took the film"
 MAX_READINGS = 32
 _TOO_MANY = "Too many films are being read at the same time."
 _NOBODY_WAITS = "Nobody waits for the second reader any longer."
+_ENDING = "The server is being stopped."
 
 
 def _local(settings: Settings) -> Writer:
@@ -75,6 +76,9 @@ class SecondReader:
         self._chain = chain
         self._limit_s = limit_s
         self._places = threading.BoundedSemaphore(MAX_READINGS)
+        self._under_way: set[Control] = set()
+        self._watching = threading.Lock()  # of the readings under way
+        self._ending = False
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "SecondReader":
@@ -102,10 +106,26 @@ class SecondReader:
         Stopping `watch` stops the reader, after which the template answers. `on_words` takes the mode of a reader and
         returns what listens to its draft.
         """
+        watch = watch or Control()
+        with self._watching:
+            self._under_way.add(watch)
+        try:
+            return self._read(film, symptoms, prediction, watch, on_words)
+        finally:
+            with self._watching:
+                self._under_way.discard(watch)
+
+    def _read(
+        self,
+        film: ReaderFilm,
+        symptoms: str,
+        prediction: CnnPrediction,
+        watch: Control,
+        on_words: Callable[[ReaderMode], OnWords] | None,
+    ) -> tuple[Reading, ReaderInfo]:
         start = time.perf_counter()
         reasons: list[str] = []
         places: list[str] = []
-        watch = watch or Control()
         for reader in self._chain:
             control = Control(self._limit_s, None if on_words is None else on_words(reader.mode))
             try:
@@ -126,8 +146,7 @@ class SecondReader:
         """Let a reader read in a thread of its own, and leave it there at the time limit."""
         if not reader.looks_at_film:
             return reader.read(task)
-        if watch.stopped:
-            raise ReaderUnavailable(_NOBODY_WAITS)
+        self._check(watch)
         done = self._start(reader, task)
         watch.when_stopped(task.control.stop)
         task.control.when_stopped(lambda: done.put(None))
@@ -140,13 +159,18 @@ class SecondReader:
             raise
         if isinstance(outcome, Reading):
             return outcome
-        if watch.stopped:
-            raise ReaderUnavailable(_NOBODY_WAITS)
+        self._check(watch)
         late = task.control.stopped
         task.control.stop()
         if outcome is None or (late and isinstance(outcome, Exception)):  # it may have noticed the limit itself
             raise ReaderUnavailable(f"The second reader gave no answer within {self._limit_s:g} seconds.")
         raise outcome
+
+    def _check(self, watch: Control) -> None:
+        if self._ending:
+            raise ReaderUnavailable(_ENDING)
+        if watch.stopped:
+            raise ReaderUnavailable(_NOBODY_WAITS)
 
     def _start(self, reader: Reader, task: ReaderTask) -> "queue.SimpleQueue[Reading | BaseException | None]":
         """Start a thread that lets a reader read; what comes of it arrives in the queue."""
@@ -169,6 +193,14 @@ class SecondReader:
             self._places.release()
             raise
         return done
+
+    def stop_reading(self) -> None:
+        """End all readings, those to come too: the template answers at once, and says why."""
+        self._ending = True
+        with self._watching:
+            under_way = tuple(self._under_way)
+        for watch in under_way:
+            watch.stop()
 
     def health(self) -> ReaderHealth:
         """Say which reader would answer now, and why it is not the one asked for."""

@@ -52,6 +52,12 @@ def assert_problem(response: Any, status: int, code: str) -> Problem:
     return problem
 
 
+def assert_shortage(response: Any) -> None:
+    problem = assert_problem(response, 503, "out_of_resources")
+    assert "The film is not to blame" in problem.detail
+    assert response.headers["Retry-After"] == "10"
+
+
 def dicom(pixels: Pixels, photometric: str = "MONOCHROME2", **elements: Any) -> bytes:
     dataset = pydicom.Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()

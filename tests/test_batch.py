@@ -35,6 +35,7 @@ from modules.pathologies import NAMES
 from modules.pipeline import Pipeline
 from modules.records import DISCLAIMER
 from modules.settings import PROJECT_ROOT, Settings
+from modules.version import VERSION
 from tests.batch_films import DIE, DIE_ONCE, HANG, MEMORY, Obedient
 from tests.conftest import as_png
 from tests.image_files import dicom
@@ -518,7 +519,7 @@ def test_other_films_weights_and_settings_are_refused(
 
 
 def test_one_run_at_a_time(finished: Options, obedient: Obedient) -> None:
-    begun = command._begun(finished, Settings(medgemma_mode="dummy"), list_films(finished.sources), command._version())
+    begun = command._begun(finished, Settings(medgemma_mode="dummy"), list_films(finished.sources), VERSION)
     with Journal(finished.journal, begun), pytest.raises(JournalError, match="in use"):
         run(finished, obedient)
 

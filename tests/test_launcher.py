@@ -205,7 +205,9 @@ def test_the_services_follow_the_settings() -> None:
     api, dashboard = services(settings)
     assert api.command[1:7] == ("-P", "-m", "uvicorn", "--app-dir", str(PROJECT_ROOT), "main:app")
     assert api.command[7:11] == ("--host", "0.0.0.0", "--port", "9000")
-    assert api.command[11:] == ("--http", "h11", "--ws", "none")
+    assert api.command[11:15] == ("--http", "h11", "--ws", "none")
+    assert api.command[15:] == ("--timeout-graceful-shutdown", "6")
+    assert launcher.ANSWER_LIMIT_S < launcher.STOP_LIMIT_S
     assert api.command[0] == dashboard.command[0] == sys.executable
     assert api.probe_url == "http://127.0.0.1:9000/health"
     assert dashboard.command[1:6] == ("-P", "-m", "streamlit", "run", str(PROJECT_ROOT / "app.py"))

@@ -95,9 +95,12 @@ class References:
 
     def read(self, path: Path | None) -> FloatArray | None:
         """Return the figures, or None when they are not there or unreadable."""
+        if path is None:
+            return None
         try:
-            return None if path is None else np.asarray(np.load(path, allow_pickle=False), np.float32)
-        except (OSError, ValueError, EOFError):
+            with path.open("rb") as file:  # NumPy leaves what it opened open when it is a damaged archive
+                return np.asarray(np.load(file, allow_pickle=False), np.float32)
+        except Exception:  # a damaged file fails as an archive, by its header, or for the memory that it asks for
             return None
 
     def write(self, path: Path | None, values: FloatArray) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -218,12 +217,16 @@ def silence() -> None:
 
 
 def wait_of(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3)."""
+    """Return the seconds that a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3).
+
+    A date counts from that of the answer, both of the server's clock: this machine's may be wrong.
+    """
     value = headers.get("retry-after", "")
     with suppress(ValueError):
         return seconds(float(value))
     with suppress(ValueError, TypeError, OverflowError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, wait.total_seconds())
     return None
 
 

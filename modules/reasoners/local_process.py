@@ -74,9 +74,10 @@ class ModelProcess:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        with self._process.stdout as lines, suppress(ValueError):  # a line may be cut when the process is killed
+        # a line may be cut when the process is killed; one that says nothing that is known counts as its end
+        with self._process.stdout as lines, suppress(TypeError, ValueError, RecursionError):
             for line in lines:
-                self._messages.put(json.loads(line))
+                self._messages.put(_message(line))
         self._messages.put({"gone": True})
         self._when_ended(self)
 
@@ -127,7 +128,7 @@ class ModelProcess:
                     self._send({"cancel": number})
                 cancelled = True
             elif "token" in message:
-                yield from_json(message["token"])
+                yield _token(message["token"])
 
     def _next(self, limit_s: float | None) -> dict[str, Any]:
         try:
@@ -155,6 +156,21 @@ class ModelProcess:
 def _environment() -> dict[str, str]:
     held = {name: value for name, value in os.environ.items() if not name.upper().endswith(_SECRET_ENDINGS)}
     return held | OFFLINE | CALM
+
+
+def _message(line: str) -> dict[str, Any]:
+    """Return what the process says; raises TypeError or ValueError for what is none."""
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise TypeError("no message")
+    return message
+
+
+def _token(said: Any) -> Token:
+    try:
+        return from_json(said)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise Lost("its process wrote what is no token") from None
 
 
 def _request(number: int, turn: Turn, film: ReaderFilm) -> dict[str, Any]:
