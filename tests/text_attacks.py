@@ -96,8 +96,9 @@ REMAINS = r"""() => {
       'h1, h2, h3, h4, h5, h6, li, blockquote, table, hr, em, strong, b, i, a, p code, mark, u, '
       + 'span[style*="color"], [class*="Colored"], '
       + '[data-testid="stIconMaterial"], [data-testid="stMarkdownContainer"]'))
-    // a grid is drawn on a canvas; its cells stand beside it as a table, for screen readers
-    if (!e.closest('[data-testid="stDataFrame"]') && /pwned|skull/i.test(e.textContent)) note(e, 'formatted');
+    // the cells of a grid on a canvas, and a tooltip of the chart, are tables whose cells hold words alone
+    if (!(e.matches('table') && e.closest('[data-testid="stDataFrame"], #vg-tooltip-element'))
+        && /pwned|skull/i.test(e.textContent)) note(e, 'formatted');
   if (document.body.innerText.includes('\u{1F480}')) found.push('an emoji');
   if (/pwned/.test(document.title)) found.push('the title');
   return found;
