@@ -49,6 +49,8 @@ _WRAPS_AFTER = re.compile(
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"(?:[-*•·#]|\d+[.)])\s|[A-Z][A-Za-z ]{2,30}:")
+# Not seen, and inside of words: soft hyphen, joiners, byte order mark. "with-out", cut by one, would else be no denial.
+_UNSEEN = dict.fromkeys((0xAD, 0x200C, 0x200D, 0x2060, 0xFEFF))
 _SWAPS = str.maketrans('\u2018\u2019\u2010\u2011\u2212*_`#"\u201c\u201d', "''---       ")
 
 
@@ -57,7 +59,7 @@ _SWAPS = str.maketrans('\u2018\u2019\u2010\u2011\u2212*_`#"\u201c\u201d', "''---
 
 def plain_text(text: str) -> tuple[str, str, list[int]]:
     """Return the text with its white space collapsed, a plain copy to match, and each plain character's place in it."""
-    lines = [" ".join(line.split()) for line in text.splitlines()]
+    lines = [" ".join(line.split()) for line in text.translate(_UNSEEN).splitlines()]
     breaks: set[int] = set()
     length, last, blank = 0, "", False
     kept: list[str] = []

@@ -141,13 +141,29 @@ _WRAPPED_LINE = re.compile(r"(,|\b(?:and|any|chest|denies|in|no|of|or|short|shor
 
 def red_flags(text: str) -> tuple[str, ...]:
     """Return the red flags that the text affirms, each once, in the order of this file."""
-    text = _tidied(text)
+    found = {name for spelling in _spellings(text) for name in _flags_in(_tidied(spelling))}
+    return tuple(name for name, _ in _FLAG_PATTERNS if name in found)
+
+
+def _spellings(text: str) -> tuple[str, ...]:
+    """Return the text without characters that one does not see, which come along when it is copied from a page.
+
+    A soft hyphen stands inside of a word. Any other may stand in place of a space, too: the text is then read both
+    ways, and what either reading flags counts.
+    """
+    hidden = {ord(c) for c in text if unicodedata.category(c).startswith("C") and not c.isspace()}
+    if not hidden:
+        return (text,)
+    return text.translate(dict.fromkeys(hidden, "")), text.translate(dict.fromkeys(hidden, " ") | {0xAD: ""})
+
+
+def _flags_in(text: str) -> set[str]:
     clauses = [clause for clause in _CLAUSE_ENDS.split(text) if clause.strip()]
     found = {name for clause in clauses for name, pattern in _FLAG_PATTERNS if _affirmed(clause, pattern)}
     saturations = [int(value) for values in _OXYGEN_SATURATION.findall(text) for value in values if value]
     if any(_PLAUSIBLE_SATURATION <= value < LOW_SATURATION for value in saturations):
         found.add("low oxygen")
-    return tuple(name for name, _ in _FLAG_PATTERNS if name in found)
+    return found
 
 
 def _tidied(text: str) -> str:

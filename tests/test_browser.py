@@ -4,14 +4,10 @@ import csv
 import io
 import re
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pypdf
 import pytest
@@ -19,16 +15,17 @@ from PIL import Image
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
-from playwright.sync_api import Browser, Dialog, expect
+from playwright.sync_api import Browser, expect
 
 from benchmarks.dashboard import BAR, CHROMIUM, FILM_IMAGE, Room, chromium, film_png, seen_whole
-from benchmarks.servers import HOST, Server, dashboard_server, free_port, serving
+from benchmarks.servers import Server, dashboard_server, free_port, serving
 from modules.answers import Analysis
 from modules.pathologies import NAMES
 from modules.records import ReaderStatement
 from synthetic.not_radiographs import scene
 from tests import fake_server
 from tests.api_requests import dicom
+from tests.browser_page import opened, scripted_api
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")
 
@@ -57,23 +54,6 @@ def films() -> dict[str, bytes]:
         "mass": film_png(5, "Mass", size=512),
         "clear": film_png(4, size=512),
     }
-
-
-@contextmanager
-def opened(browser: Browser, url: str) -> Iterator[Room]:
-    """Open the page; at the end it must have asked nobody else, shown no dialog and reported no error."""
-    room = Room(browser, url)
-    dialogs: list[str] = []
-
-    def seen(dialog: Dialog) -> None:
-        dialogs.append(dialog.message)
-        dialog.dismiss()
-
-    room.page.on("dialog", seen)
-    yield room
-    room.settle()
-    assert (room.other_hosts, room.errors, dialogs) == (set(), [], [])
-    room.page.close()
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +268,9 @@ def test_what_a_reader_wrote_stays_text_in_the_chart(browser: Browser) -> None:
         f.model_copy(update={"reader": hostile}) if f.pathology == "Effusion" else f for f in fake_server.all_findings()
     )
     analysis = fake_server.analysis(findings=findings, clinical_reasoning=fake_server.HOSTILE)
-    with scripted_api(fake_server.streamed(analysis, fake_server.HOSTILE)) as url:
+    fake = fake_server.FakeServer()
+    fake.analyses.append(fake_server.streamed(analysis, fake_server.HOSTILE))
+    with scripted_api(fake) as url:
         dashboard = dashboard_server(free_port(), url)
         try:
             dashboard.start()
@@ -305,35 +287,3 @@ def test_what_a_reader_wrote_stays_text_in_the_chart(browser: Browser) -> None:
                 assert room.page.locator('img[src="x"], img[src*="evil"]').count() == 0
         finally:
             dashboard.kill()
-
-
-@contextmanager
-def scripted_api(reading: httpx.Response) -> Iterator[str]:
-    """Serve what `FakeServer` answers on a port."""
-    fake = fake_server.FakeServer()
-    fake.analyses.append(reading)
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            response = fake(httpx.Request(self.command, f"http://{HOST}{self.path}", content=body))
-            self.send_response(response.status_code)
-            for name in response.headers.keys() & {"content-type", "content-length"}:
-                self.send_header(name, response.headers[name])
-            self.end_headers()
-            self.wfile.write(response.content)
-
-        do_GET = do_POST = answer  # noqa: N815 - the names that http.server looks for
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer((HOST, 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://{HOST}:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -56,7 +56,7 @@ def inside(question: str) -> str:
         "dyspnée, Übelkeit, 咳嗽",
         "one\ntwo\n\nthree",
         "a > b, 3>2; 1 < 2",
-        "[productive] cough [for 3 days]",
+        "[a productive] cough [for 3 days]",
         "{cnn} {symptoms} {text} {0} {} { } {{x}} }{ %s $x",
         "{__class__.__mro__}",
     ],
@@ -65,8 +65,16 @@ def test_symptoms_arrive_as_they_were_typed(symptoms: str) -> None:
     assert inside(prompts.clinical(symptoms, None)) == symptoms
 
 
-@pytest.mark.parametrize(("typed", "kept"), [("SpO2 <92%", "SpO2 < 92%"), ("<3 days", "< 3 days"), ("RR<30", "RR< 30")])
-def test_numbers_stay_readable(typed: str, kept: str) -> None:
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("SpO2 <92%", "SpO2 < 92%"),
+        ("<3 days", "< 3 days"),
+        ("RR<30", "RR< 30"),
+        ("[productive] cough", "[ productive] cough"),
+    ],
+)
+def test_what_might_be_a_mark_stays_readable(typed: str, kept: str) -> None:
     assert inside(prompts.clinical(typed, None)) == kept
 
 

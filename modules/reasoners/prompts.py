@@ -60,8 +60,9 @@ form and nothing else."""
 SHA256 = hashlib.sha256("\0".join((SYSTEM, FILM, CLINICAL, SYMPTOMS, NO_SYMPTOMS, CNN, REPAIR)).encode()).hexdigest()
 NAME = f"{VERSION}-{SHA256[:12]}"  # what the answer says
 
-# Models know their own marks, such as <start_of_turn>, <|im_end|> and [INST], wherever they stand.
-_MARK = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]+\])")
+# Models know their own marks, such as <start_of_turn>, <|im_end|>, [INST] and [multimodal], wherever they stand, and a
+# server may first write a full-width sign as its plain one. Lists in JSON hold quotes, and stay as they are.
+_MARK = re.compile(r"[<＜﹤](?=\S)|[\[［](?=[^\s\"'\[\]［］]+[\]］])")
 
 
 def fenced(symptoms: str) -> str:
