@@ -35,8 +35,7 @@ def decode_elsewhere(data: bytes, syntax: str, options: dict[str, Any], size: in
 
     Raises DecoderProcessError, and OSError where no process can be started.
     """
-    request = json.dumps({"syntax": syntax, "options": options, "size": size}).encode() + b"
-"
+    request = json.dumps({"syntax": syntax, "options": options, "size": size}).encode() + b"\n"
     command = [sys.executable, "-I", str(Path(__file__).resolve())]
     try:
         done = subprocess.run(
