@@ -180,8 +180,10 @@ def log_unforeseen(request_id: str, exc: Exception) -> None:
     """Log the class and place of an error, never its text; of a shortage, what there is too little of."""
     frames = traceback.extract_tb(exc.__traceback__)
     where = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
-    fields: dict[str, object] = {"request_id": request_id, "error": type(exc).__name__, "where": where}
+    fields = {"request_id": request_id, "error": type(exc).__name__, "where": where}
     shortage = shortage_in(exc)
-    if isinstance(shortage, OSError):
-        fields["reason"] = shortage.strerror
-    logger.error("internal_error" if shortage is None else "out_of_resources", extra={"fields": fields})
+    if shortage is None:
+        logger.error("internal_error", extra={"fields": fields})
+    else:
+        reason = shortage.strerror if isinstance(shortage, OSError) else None
+        logger.error("out_of_resources", extra={"fields": {**fields, "reason": reason}})

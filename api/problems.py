@@ -95,7 +95,7 @@ def answer(problem: Problem, headers: Mapping[str, str] | None = None) -> Respon
 
 def domain_error(request: Request, exc: Exception) -> Response:
     """Answer an error of the domain by the table."""
-    if not isinstance(exc, errors.AssistantError) or STATUS[type(exc)] == 500:
+    if not isinstance(exc, errors.AssistantError) or STATUS[type(exc)] == 500 or errors.shortage_in(exc) is not None:
         raise exc  # no error of a request: the boundary logs it and answers
     if isinstance(exc, errors.Busy):
         return busy(request_id(request), exc)

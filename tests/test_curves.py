@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -245,16 +246,12 @@ def test_weights_without_curves_are_answered_with_a_problem(make_client: MakeCli
 
 
 def test_a_recalibrated_card_has_no_curves(make_client: MakeClient, pipeline: Pipeline, card: WeightsCard) -> None:
-    class Recalibrated:
-        class cnn:  # noqa: N801
-            pass
-
-    Recalibrated.cnn.card = recalibrated(card)  # type: ignore[attr-defined]
-    assert_problem(make_client(Recalibrated).get("/model/curves"), 404, "not_found")
+    other = SimpleNamespace(reader=pipeline.reader, cnn=SimpleNamespace(card=recalibrated(card)))
+    assert_problem(make_client(other).get("/model/curves"), 404, "not_found")
 
 
 def test_the_documentation_names_both_answers(client: TestClient) -> None:
     answers = client.get("/openapi.json").json()["paths"]["/model/curves"]["get"]["responses"]
-    assert set(answers) == {"200", "404"}
+    assert {"200", "404"} <= set(answers)
     assert answers["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Curves")
     assert "application/problem+json" in answers["404"]["content"]

@@ -416,7 +416,11 @@ def logged_by(source: str) -> dict[str, set[str]]:
             extra = next((word.value for word in call.keywords if word.arg == "extra"), None)
             fields = extra.values[0] if extra is not None else ast.Dict([], [])
             fields = named[fields.id] if isinstance(fields, ast.Name) else fields
-            names = {key.value for key in getattr(fields, "keys", ()) if key is not None}
+            parts = [fields]
+            if isinstance(fields, ast.Dict):  # {**named, ...}
+                whole = [v for k, v in zip(fields.keys, fields.values, strict=True) if k is None]
+                parts += [named[v.id] for v in whole if isinstance(v, ast.Name)]
+            names = {key.value for part in parts for key in getattr(part, "keys", ()) if key is not None}
             names.update(*(DUMPED[call] for call in re.findall(r"[\w.\[\]]+(?=\.model_dump\(\))", ast.unparse(fields))))
             found.setdefault(call.args[0].value, set()).update(names)
     return found
