@@ -76,7 +76,7 @@ class Room:
         self.page.add_init_script(STOPWATCH)
         self._own = urlsplit(url).netloc
         self.page.goto(url)
-        self.button("Try the synthetic sample").wait_for()
+        self.button("Try the synthetic sample").wait_for(timeout=60_000)  # the first page of a server imports first
         self.settle()
 
     @property
