@@ -1,6 +1,7 @@
 """Attacks on what opens films, one by one: each ends as a film or an error, within a time and a memory."""
 
 import itertools
+import os
 import random
 import struct
 import sys
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.measuring import resident_mib
 from fuzz import corpus, decoders
 from fuzz.mutators import KINDS, mutate
 from fuzz.worker import Outcome
 from modules import decoder_process
 from modules.images import ImageLimits
+from modules.settings import MEBIBYTE
 from tests import image_files as f
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured as Linux does it")
@@ -327,7 +330,7 @@ def spend(seconds: float) -> None:
     [
         (lambda: {}["x"], "unexpected"),
         (lambda: spend(0.4), "slow"),
-        (lambda: np.ones(400 * MEGABYTE, np.uint8).sum(), "large"),
+        (lambda: np.ones(600 * MEGABYTE, np.uint8).sum(), "large"),
     ],
 )
 def test_a_broken_promise_would_be_noticed(
@@ -336,7 +339,8 @@ def test_a_broken_promise_would_be_noticed(
     from modules.errors import UndecodableImage
 
     monkeypatch.setattr(decoders, "LIMIT_S", 0.3)
-    monkeypatch.setattr(decoders, "LIMIT_BYTES", 500 * MEGABYTE)
+    resident = int(resident_mib(os.getpid()) * MEBIBYTE)  # this runs in the process of all tests
+    monkeypatch.setattr(decoders, "LIMIT_BYTES", resident + 300 * MEGABYTE)
 
     def failing() -> None:
         action()
