@@ -90,7 +90,7 @@ class Decoders:
 
     def __init__(self) -> None:
         self.cpu_s, self.peak_bytes, self.crashes = 0.0, 0, 0
-        self._spent_s = 0.0  # by the process for many frames
+        self._spent_s = 0.0  # by the process for many frames, at the end of its last one
         self._calls, self._child, self._pipe = 0, 0, multiprocessing.Pipe()
 
     def __call__(self, data: bytes, syntax: str, options: dict[str, Any], size: int) -> bytes:
@@ -102,12 +102,11 @@ class Decoders:
             self._fork()
         try:
             self._pipe[0].send((data, syntax, options, size))
-            pixels, cpu_s, peak_bytes = self._pipe[0].recv()
+            pixels, cpu_s, peak_bytes, self._spent_s = self._pipe[0].recv()
         except (EOFError, OSError):  # the decoder crashed, or took more than it is allowed
             _, _, used = os.wait4(self._child, 0)
             pixels, cpu_s, peak_bytes = b"", used.ru_utime + used.ru_stime - self._spent_s, used.ru_maxrss * 1024
             self._child, self.crashes = 0, self.crashes + 1
-        self._spent_s += cpu_s
         self.cpu_s += cpu_s
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         if len(pixels) != size:
@@ -141,7 +140,8 @@ def _decode_many(pipe: Connection) -> None:
         decoder_process.limit(size, len(data))
         with suppress(BaseException):  # panics of Rust included
             pixels = decoder_process.decode_here(data, syntax, options).tobytes()
-        pipe.send((pixels, time.process_time() - before, _peak()))
+        spent = time.process_time()
+        pipe.send((pixels, spent - before, _peak(), spent))
 
 
 def work(connection: Connection, limits: ImageLimits) -> None:
