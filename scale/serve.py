@@ -1,4 +1,4 @@
-"""The application in several processes: `serve run scale.serve:build replicas=2 cpus=1`.
+"""The application in several processes: `RAY_AUTH_MODE=token serve run scale.serve:build replicas=2 cpus=1`.
 
 Each replica is a process with `main.create_app`, its own pipeline, and its share of the cores; Ray Serve gives requests
 to them, starts another one where one is lost, and, where `max_replicas` says so, as many as there is work for.
@@ -20,6 +20,10 @@ NAME = "assistant"
 HEALTH_PERIOD_S = 2.0  # chosen: after it a replica that was lost is noticed and another one started
 UPSCALE_DELAY_S = 5.0  # chosen: a replica takes longer than that to start
 DOWNSCALE_DELAY_S = 120.0  # chosen
+TOKEN_WANTED = (
+    "Start it as: RAY_AUTH_MODE=token serve run … Without a token, whoever reaches Ray's ports on this machine can run "
+    "code. RAY_AUTH_MODE=disabled says that none is wanted."
+)
 SHUTDOWN_S = 20.0  # chosen: how long films that are under way may take when a replica is told to end
 
 
@@ -44,6 +48,8 @@ class Arguments(BaseModel):
 
 def build(args: Arguments) -> Any:
     """Return the application for `serve run`, which starts Ray only after this: on its own, it starts as set here."""
+    if "RAY_AUTH_MODE" not in os.environ:  # Ray has read it by now: set here, its own processes would not be let in
+        raise SystemExit(TOKEN_WANTED)
     try:
         from ray import serve
     except ImportError as exc:

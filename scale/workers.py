@@ -135,13 +135,13 @@ def _of_ray(worker: Worker) -> _RayWorker:
 @contextmanager
 def _connected(cores: int) -> Iterator[None]:
     """Run Ray on this machine, or take the cluster that `RAY_ADDRESS` names."""
+    os.environ.update(environment())  # Ray reads some of it when it is imported
     try:
         import ray
     except ImportError as exc:
         raise PoolError(INSTALL) from exc
     address = os.environ.get("RAY_ADDRESS") or "local"
     alone = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    os.environ.update(environment())
     on_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:

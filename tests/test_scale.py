@@ -329,6 +329,10 @@ def test_a_missing_ray_is_named_with_the_command_that_installs_it(
     from scale.batch import main
 
     monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(SystemExit, match="RAY_AUTH_MODE=token serve run"):
+        build(Arguments())
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(SystemExit, match="pip install .*requirements-ray"):
         build(Arguments())
     (tmp_path / "film.png").write_bytes(b"")
