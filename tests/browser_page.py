@@ -26,7 +26,8 @@ def opened(browser: Browser, url: str) -> Iterator[Room]:
     room.page.on("dialog", seen)
     yield room
     room.settle()
-    assert (room.other_hosts, room.errors, dialogs) == (set(), [], [])
+    found = (room.other_hosts, room.errors, dialogs)
+    assert found == (set(), [], []), found
     room.page.close()
 
 
