@@ -41,4 +41,4 @@ HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=3 CMD ["p
 
 # All of the container's addresses, because a published port arrives on none of its own loopback. So whoever asks comes from
 # elsewhere and needs the key: without API_KEY, all but /health is refused.
-CMD ["python", "-m", "uvicorn", "main:app", "--host", "0.0.0.0", "--port", "8000", "--http", "h11", "--ws", "none"]
+CMD ["python", "-m", "uvicorn", "main:app", "--host", "0.0.0.0", "--port", "8000", "--http", "h11", "--ws", "none", "--timeout-graceful-shutdown", "6"]
