@@ -179,45 +179,23 @@ def unforeseen_problem(id_: str, exc: Exception) -> Problem:
 
 
 def refused(id_: str, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer one who may not ask, or not so often."""
+    """Answer one who may not ask, not so often, or not with such a body."""
     return answer(Problem(title=_phrase(status), status=status, detail=detail, code=code, request_id=id_), headers)
 
 
 def foreign_charset(id_: str) -> Response:
     """Answer a form that is not UTF-8."""
-    return answer(
-        Problem(
-            title=_phrase(415),
-            status=415,
-            detail="The request's Content-Type names a character set other than UTF-8, or is too long. Send UTF-8.",
-            code="unsupported_charset",
-            request_id=id_,
-        )
-    )
+    detail = "The request's Content-Type names a character set other than UTF-8, or is too long. Send UTF-8."
+    return refused(id_, 415, "unsupported_charset", detail)
 
 
 def too_slow(id_: str) -> Response:
     """Answer a body that does not come."""
-    return answer(
-        Problem(
-            title=_phrase(408),
-            status=408,
-            detail="The upload stood still or took too long. Send the film again.",
-            code="upload_too_slow",
-            request_id=id_,
-        ),
-        {"Connection": "close"},
-    )
+    detail = "The upload stood still or took too long. Send the film again."
+    return refused(id_, 408, "upload_too_slow", detail, {"Connection": "close"})
 
 
 def too_large(id_: str, limit_bytes: int) -> Response:
     """Answer a body that is larger than any accepted film."""
-    return answer(
-        Problem(
-            title=_phrase(413),
-            status=413,
-            detail=f"The file is larger than the limit of {limit_bytes // MEBIBYTE} MiB. Send a smaller export.",
-            code="file_too_large",
-            request_id=id_,
-        )
-    )
+    detail = f"The file is larger than the limit of {limit_bytes // MEBIBYTE} MiB. Send a smaller export."
+    return refused(id_, 413, "file_too_large", detail)

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         8, ge=1, le=64, description="Most films in one pass of the CNN on a GPU; on the CPU each film has its own."
     )
     cnn_compile: bool = Field(
-        False, description="Compile the CNN for CUDA with torch.compile; the start then takes minutes."
+        False, description="Compile the CNN for CUDA with torch.compile; the start then takes longer."
     )
     cnn_threads: int = Field(
         0, ge=0, le=1024, description="Threads of the CNN on the CPU, for all films together; 0: one for each core."

@@ -75,7 +75,7 @@ def asked(app: Any, **request: Any) -> httpx.Response:
     ("answer", "code"),
     [
         ((), "replica_lost"),
-        ((head(500, "text/plain"), body(b"The actor died: /root/x.py")), "replica_lost"),
+        ((head(500, "text/plain"), body(b"The actor died: /srv/x.py")), "replica_lost"),
         ((head(502, "text/html"), body(b"")), "replica_lost"),
         ((head(503, "text/plain", (b"retry-after", b"0")), body(b"Request dropped due to backpressure")), "busy"),
         ((head(408, "text/plain"), body(b"Request timed out")), "busy"),
