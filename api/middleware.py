@@ -25,6 +25,7 @@ FORM_OVERHEAD_BYTES = MEBIBYTE  # what a form may add to the film that it carrie
 BODY_STALL_S = 30.0  # chosen: how long a body may stand still
 BODY_LIMIT_S = 600.0  # chosen: 50 MiB at 0.7 Mbit/s
 BODY_RETRY_S = 2  # chosen: most uploads take less
+MANY_BODIES = "Too many uploads are under way. Send the film again a little later."
 ENDING = "The server is being stopped. Send the film again when it is back."
 GRACE_IS_OVER = "graceful shutdown"  # in uvicorn's words when it waits no longer; it would answer 500, with a trace
 ENDING_RETRY_S = 30  # chosen: a start takes seconds
@@ -51,7 +52,7 @@ class RequestBoundary:
         self._max_film_bytes = max_film_bytes
         self._bodies = Shares(max_bodies)  # a body takes memory or disk before its film can ask for a place
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0912
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -64,16 +65,10 @@ class RequestBoundary:
         exchange = _Exchange(request_id, scope, receive, sending, self._max_film_bytes, self._bodies)
         start = time.perf_counter()
         try:
-            if answer := self._access.answer(scope, headers, request_id):
-                await answer(scope, receive, exchange.send)
-            elif not _plain_charset(headers):
-                await problems.foreign_charset(request_id)(scope, receive, exchange.send)
-            elif exchange.declared_too_large(headers):
-                await problems.too_large(request_id, self._max_film_bytes)(scope, receive, exchange.send)
-            elif _has_body(headers) and not exchange.begin_body():
+            answer = self._access.answer(scope, headers, request_id) or exchange.refuse_body(headers)
+            if answer:
                 # the server throws away what the client still sends, so that the answer is not lost
-                busy = Busy("Too many uploads are under way. Send the film again a little later.", BODY_RETRY_S)
-                await problems.busy(request_id, busy)(scope, receive, exchange.send)
+                await answer(scope, receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError as exc:
@@ -131,16 +126,24 @@ class _Exchange:
         self._bodies = bodies
         self._body_began: float | None = None  # of the event loop's clock; None: none is under way
 
-    def declared_too_large(self, headers: Headers) -> bool:
+    def refuse_body(self, headers: Headers) -> Response | None:
+        """Return the answer to a body that will not be read; else give it a place among those that are under way.
+
+        The place is its own until the body has come or the request has ended.
+        """
+        if not _plain_charset(headers):
+            return problems.foreign_charset(self._request_id)
+        if self._declared_too_large(headers):
+            return problems.too_large(self._request_id, self._max_film_bytes)
+        if _has_body(headers):
+            if not self._bodies.take(self._client):
+                return problems.busy(self._request_id, Busy(MANY_BODIES, BODY_RETRY_S))
+            self._body_began = anyio.current_time()
+        return None
+
+    def _declared_too_large(self, headers: Headers) -> bool:
         length = headers.get("content-length", "")
         return length.isdecimal() and (len(length) > 18 or int(length) > self._max_body_bytes)
-
-    def begin_body(self) -> bool:
-        """Take a place among the bodies that are under way, until this one has come or the request has ended."""
-        taken = self._bodies.take(self._client)
-        if taken:
-            self._body_began = anyio.current_time()
-        return taken
 
     def end_body(self) -> None:
         if self._body_began is not None:

@@ -40,6 +40,7 @@ class Options:
     images: tuple[Path, ...]
     out: Path
     weights: str = "embedded"
+    weights_sha256: str | None = None
     labels: Path | None = None
     cohort: str | None = None
     split: str | None = None
@@ -88,7 +89,7 @@ def evaluate(options: Options) -> Evaluated:
         reduce_to=options.reduce_to,
         findings_with_boxes=_findings(boxes, wanted),
     )
-    weights = load_weights(options.weights)
+    weights = load_weights(options.weights, options.weights_sha256)
     check_unseen(weights.card.sha256, labels, options.split)
     cnn, gate = CnnModel(weights, options.device), InputGate.load()
     log = ScoreLog(options.out, conditions(cnn, gate, work, options.split))

@@ -91,7 +91,9 @@ class Settings(BaseSettings):
         description="CNN weights: embedded, a TorchXRayVision DenseNet by name, or a folder with card.json.",
     )
     cxr_weights_sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="Refuse to start unless the weights file has this SHA-256."
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Refuse to start unless the weights file has this SHA-256; TorchXRayVision's need it.",
     )
     cnn_device: Literal["auto", "mps", "cuda", "cpu"] = Field(
         "auto", description="Device of the CNN; auto takes MPS, then CUDA, then CPU."

@@ -190,7 +190,7 @@ def read_card(folder: Path) -> WeightsCard:
 
 
 def load_weights(choice: str, expected_sha256: str | None = None) -> Weights:
-    """Load the weights that CXR_WEIGHTS names.
+    """Load the weights that CXR_WEIGHTS names; they must have the SHA-256 that is expected, a pickle needs one.
 
     `choice` is "embedded", a TorchXRayVision DenseNet such as densenet121-res224-all, or a folder. Raises WeightsError
     when hash, shape or labels do not fit; the message names both sides.
@@ -266,8 +266,8 @@ def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _load_torchxrayvision(name: str, expected_sha256: str | None) -> Weights:
     """Take a DenseNet of TorchXRayVision from its local cache; never downloads.
 
-    Its files are pickles without a published checksum: loading one runs the code inside. Hence the SHA-256 is checked
-    against CXR_WEIGHTS_SHA256, when that is set, before the file is opened.
+    Its files are pickles without a published checksum: loading one runs the code inside. Hence one is opened only when
+    it has the SHA-256 that was given.
     """
     try:
         from torchxrayvision import models as xrv_models
@@ -285,7 +285,12 @@ def _load_torchxrayvision(name: str, expected_sha256: str | None) -> Weights:
             f"python -c \"import torchxrayvision as xrv; xrv.models.DenseNet(weights='{name}')\""
         )
     found = sha256_of(path)
-    if expected_sha256 is not None and found != expected_sha256:
+    if expected_sha256 is None:
+        raise WeightsError(
+            f"The weights {name} are a pickle: loading them runs whatever is in {path}. If you trust its source, "
+            f"set CXR_WEIGHTS_SHA256 (--weights-sha256 of python -m evaluation) to its SHA-256, {found}."
+        )
+    if found != expected_sha256:
         raise WeightsError(_hash_mismatch("CXR_WEIGHTS_SHA256", expected_sha256, found))
     card = _torchxrayvision_card(name, entry, path.name, found)
     try:

@@ -3,6 +3,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -256,15 +257,21 @@ class TestTorchXRayVision:
 
         torch.manual_seed(5)
         model = models.DenseNet(num_classes=18).eval()
-        torch.save(model, cache / Path(models.model_urls[name]["weights_url"]).name)
+        torch.save(model, TestTorchXRayVision.file(cache, name))
         return model
+
+    @staticmethod
+    def file(cache: Path, name: str) -> Path:
+        from torchxrayvision import models
+
+        return cache / Path(models.model_urls[name]["weights_url"]).name
 
     def test_the_logits_are_those_of_its_own_network_by_label(self, cache: Path) -> None:
         from torchxrayvision import models
 
         name = "densenet121-res224-nih"
         original = self.put_file(cache, name)
-        ours = CnnModel(load_weights(name), mirror_check=False)
+        ours = CnnModel(load_weights(name, sha256_of(self.file(cache, name))), mirror_check=False)
         radiograph = film()
         square = radiograph.pixels[16:144]  # a centre crop, as its own pipeline makes it
         import cv2
@@ -278,22 +285,35 @@ class TestTorchXRayVision:
         assert not ours.info.calibrated
 
     def test_a_set_without_all_14_labels_is_refused_by_name(self, cache: Path) -> None:
-        self.put_file(cache, "densenet121-res224-chex")
-        with pytest.raises(WeightsError, match="densenet121-res224-chex.*no output for Infiltration, Mass"):
-            load_weights("densenet121-res224-chex")
+        name = "densenet121-res224-chex"
+        self.put_file(cache, name)
+        with pytest.raises(WeightsError, match=f"{name}.*no output for Infiltration, Mass"):
+            load_weights(name, sha256_of(self.file(cache, name)))
 
     def test_weights_that_are_not_there_are_not_downloaded(self, cache: Path) -> None:
         with pytest.raises(WeightsError, match="downloads nothing"):
             load_weights("densenet121-res224-all")
         assert list(cache.iterdir()) == []
 
-    def test_a_pinned_hash_is_checked_before_the_file_is_opened(self, cache: Path) -> None:
-        from torchxrayvision import models
+    @pytest.mark.parametrize("pinned", [None, "2" * 64])
+    def test_a_file_is_not_opened_unless_its_hash_was_given(
+        self, cache: Path, tmp_path: Path, pinned: str | None
+    ) -> None:
+        ran = tmp_path / "ran"
+
+        class Hostile:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.touch, (ran,)
 
         name = "densenet121-res224-all"
-        (cache / Path(models.model_urls[name]["weights_url"]).name).write_bytes(b"not even a pickle")
-        with pytest.raises(WeightsError, match="CXR_WEIGHTS_SHA256"):
-            load_weights(name, "2" * 64)
+        file = self.file(cache, name)
+        torch.save(Hostile(), file)
+        with pytest.raises(WeightsError, match=f"CXR_WEIGHTS_SHA256.*{sha256_of(file)}"):
+            load_weights(name, pinned)
+        assert not ran.exists()
+        with pytest.raises(WeightsError, match="cannot load"):
+            load_weights(name, sha256_of(file))
+        assert ran.exists(), "nothing else kept it from running"
 
     def test_an_unknown_name_lists_the_known_ones(self) -> None:
         with pytest.raises(WeightsError, match="densenet121-res224-all"):

@@ -75,10 +75,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         check_folder(args.out)
         check_sources(args.images)
-        weights = load_weights(args.weights)
-        source = (EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)) / weights.card.file
-        if not source.is_file():
+        folder = EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)
+        if not folder.is_dir():
             raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is none.")
+        weights = load_weights(str(folder))
+        source = folder / weights.card.file
         table = read_labels(args.labels)
         check_unseen(weights.card.sha256, args.labels, args.split)
         check_labels(table, args.split)
