@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from modules.errors import ReaderUnavailable
+from modules.errors import ReaderUnavailable, WeightsError
 from modules.images import open_image
 from modules.reasoners.base import READY, Control, ReaderFilm
 from modules.reasoners.conversation import clinical_turn, film_turn
@@ -23,9 +23,10 @@ from modules.reasoners.local_model import engine_of, model_of
 from modules.reasoners.replies import ReplyError, parse_clinical, parse_film
 from modules.reasoners.turns import Generation, Turn
 from modules.settings import PROJECT_ROOT, Settings, wrong_settings
+from modules.weights import sha256_of
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 SAMPLE = PROJECT_ROOT / "assets" / "sample_xray.png"
 TERMS = "https://developers.google.com/health-ai-developer-foundations/terms"
@@ -47,7 +48,7 @@ def main() -> int:
         return 1
     try:
         return download(settings) if command == "download" else check(settings)
-    except ReaderUnavailable as exc:
+    except (ReaderUnavailable, WeightsError) as exc:
         _say(str(exc))
         return 1
 
@@ -66,7 +67,7 @@ def download(settings: Settings) -> int:
 
     try:
         info = HfApi().model_info(name, files_metadata=True)
-        size = _size(info)
+        size = sum(file.size or 0 for file in _wanted(info))
         _say(f"{name}, revision {info.sha}: {size / GIB:.1f} GiB, for {engine_of(settings)}.")
         _say(f"Licence: Health AI Developer Foundations terms of use, {TERMS}")
         _say("By downloading you accept them. Medical use is restricted: this assistant is for research and education.")
@@ -87,15 +88,27 @@ def download(settings: Settings) -> int:
     except Exception as exc:  # the hub's client lets its transport's errors through, of whichever package it uses
         _say(f"The download failed ({type(exc).__name__}). Check the network and run this again: it goes on.")
         return 1
+    _check_hashes(Path(folder), info)
+    _say("Every large file has the SHA-256 that the hub says it has.")
     _say(f"Done: {folder}")
     _say("Try it with: make check-medgemma")
     return 0
 
 
-def _size(info: "ModelInfo") -> int:
-    """Return how many bytes will be downloaded."""
+def _wanted(info: "ModelInfo") -> list["RepoSibling"]:
+    """Return the files that will be downloaded."""
     endings = tuple(pattern.removeprefix("*") for pattern in FILES)
-    return sum(file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(endings))
+    return [file for file in info.siblings or [] if file.rfilename.endswith(endings)]
+
+
+def _check_hashes(folder: Path, info: "ModelInfo") -> None:
+    """Raise WeightsError for files whose hash is not the hub's; of small ones, which Git holds itself, it says none."""
+    wrong = [f.rfilename for f in _wanted(info) if f.lfs and sha256_of(folder / f.rfilename) != f.lfs.sha256]
+    if wrong:
+        raise WeightsError(
+            f"By their SHA-256 these files are not the hub's: {', '.join(wrong)}. Delete them and what they link to "
+            f"in {folder}, then run this again."
+        )
 
 
 # ── Check ────────────────────────────────────────────────────────────────────────────────────────────────────────────
