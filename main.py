@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from api import logs, problems
 from api.access import Access, client_of, docs_page
 from api.admission import Admission, Place
+from api.memory import keep_little
 from api.middleware import FORM_OVERHEAD_BYTES, RequestBoundary, log_unforeseen
 from api.stopping import when_told_to_end
 from api.streaming import READER_THREADS, STREAM_DESCRIPTION, AdmittedFilm, events, stop_when_gone
@@ -46,6 +47,7 @@ def create_app(settings: Settings, pipeline: Pipeline | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, object]]:
         logs.configure(settings.log_level)
+        keep_little()
         own = None if pipeline else await anyio.to_thread.run_sync(_load, settings)
         admission = Admission(settings.max_concurrent_analyses, settings.max_queued_analyses)
         serving = pipeline or own

@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with running() as server:
         result |= asyncio.run(soak(server.url, server.pid, 60 * args.minutes, args.requests, args.seed))
     for key, value in result.items():
+        if key == "memory":
+            continue  # a curve, for the file
         rows = value if isinstance(value, list) else [{"what": k, "": v} for k, v in value.items()]
         sys.stdout.write(f"\n{key}\n{table(rows)}")
     if args.out:
@@ -122,6 +124,7 @@ def _found(tally: Tally, memory: Sequence[tuple[int, float]], health: Sequence[f
         for kind, outcomes in tally.outcomes.items()
     ]
     return {
+        "memory": [{"sent": sent, "MiB": round(mib, 1)} for sent, mib in memory],
         "clients": rows,
         "soak": {
             "minutes": round(lasted / 60, 1),
