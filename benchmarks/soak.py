@@ -29,7 +29,8 @@ PATIENT = 4  # clients
 SLOW_PIECES = 8
 SLOW_S = 2.0  # that a slow upload takes at least
 LEAVES_WITHIN_S = 0.4  # a request of the sample takes less on an idle server
-SAMPLES = 60  # of the memory
+SAMPLE_S = 1.0  # between two looks at the memory
+STRETCHES = 60  # of a soak: of each the least memory counts, for films on their way come on top of it
 SETTLED = 0.25  # of a soak: before that the server has not had all sizes of films at once
 MOST_MIB = 1.0  # per 1,000 requests
 
@@ -86,7 +87,7 @@ async def soak(url: str, pid: int, seconds: float, requests: int, seed: int) -> 
     async def watch() -> None:
         while True:
             memory.append((tally.sent, await asyncio.to_thread(resident_mib, pid)))
-            await asyncio.sleep(seconds / SAMPLES)
+            await asyncio.sleep(SAMPLE_S)
 
     async with probing(url) as health:
         watching = asyncio.create_task(watch())
@@ -109,8 +110,8 @@ async def soak(url: str, pid: int, seconds: float, requests: int, seed: int) -> 
 def _found(tally: Tally, memory: Sequence[tuple[int, float]], health: Sequence[float], lasted: float) -> Result:
     every = [outcome for outcomes in tally.outcomes.values() for outcome in outcomes]
     wrong = Counter(f"{o.name}: {o.status or 'no answer'}" for o in every if not o.answered or not o.clean)
-    kept = [(sent, mib) for sent, mib in memory if sent > SETTLED * tally.sent]
-    slope = statistics.linear_regression([s / 1000 for s, _ in kept], [m for _, m in kept]).slope
+    settled = [(sent, mib) for sent, mib in _floor(memory) if sent > SETTLED * tally.sent]
+    slope = statistics.linear_regression([s / 1000 for s, _ in settled], [m for _, m in settled]).slope
     rows = [
         {
             "clients": kind,
@@ -124,7 +125,7 @@ def _found(tally: Tally, memory: Sequence[tuple[int, float]], health: Sequence[f
         for kind, outcomes in tally.outcomes.items()
     ]
     return {
-        "memory": [{"sent": sent, "MiB": round(mib, 1)} for sent, mib in memory],
+        "memory": [{"sent": sent, "MiB": mib} for sent, mib in memory],
         "clients": rows,
         "soak": {
             "minutes": round(lasted / 60, 1),
@@ -132,8 +133,9 @@ def _found(tally: Tally, memory: Sequence[tuple[int, float]], health: Sequence[f
             "right answers": sum(o.answered for o in every),
             "left by their client": tally.left,
             "wrong": dict(wrong),
-            "MiB after the first quarter": round(kept[0][1], 1),
-            "MiB at the end": round(kept[-1][1], 1),
+            "MiB at most": max(mib for _, mib in memory),
+            "MiB at least, after the first quarter": settled[0][1],
+            "MiB at least, at the end": settled[-1][1],
             "MiB per 1,000 requests": round(slope, 3),
             "/health p99 ms": round(1000 * percentile(health, 99), 1),
             "/health unanswered": sum(value == float("inf") for value in health),
@@ -145,6 +147,12 @@ def _found(tally: Tally, memory: Sequence[tuple[int, float]], health: Sequence[f
             "/health always answered": float("inf") not in health,
         },
     }
+
+
+def _floor(memory: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return the moment of least memory of each stretch: what was kept, with as few films on their way as may be."""
+    length = max(1, len(memory) // STRETCHES)
+    return [min(memory[at : at + length], key=lambda sample: sample[1]) for at in range(0, len(memory), length)]
 
 
 # ── Clients ──────────────────────────────────────────────────────────────────────────────────────────────────────────
