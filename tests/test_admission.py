@@ -28,6 +28,7 @@ from modules.reasoners.dummy import DummyReader
 from modules.records import Reading
 from modules.settings import Settings
 from tests.api_requests import Doorman
+from tests.conftest import MakeClient
 from tests.stages import read
 
 # ── Places ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -322,6 +323,20 @@ def test_uploads_beyond_the_bound_are_refused_before_their_body_is_read(pipeline
             assert post(address, "/render", film_png).status_code == 503
         slow[1].close()  # a broken upload gives its place back too
         until(lambda: post(address, "/render", film_png).status_code == 200)
+
+
+@pytest.mark.parametrize(("path", "kind", "status"), [
+    ("/nowhere", "multipart/form-data; boundary=X", 404),
+    ("/analyze", "multipart/form-data", 400),
+    ("/analyze", "text/plain", 422),
+])  # fmt: skip
+def test_a_body_that_nobody_reads_gives_its_place_back(
+    make_client: MakeClient, film_png: bytes, path: str, kind: str, status: int
+) -> None:
+    client = make_client()
+    answers = [client.post(path, content=bytes(50_000), headers={"Content-Type": kind}) for _ in range(40)]
+    assert {answer.status_code for answer in answers} == {status}
+    assert client.post("/render", files={"image": ("film", film_png)}).status_code == 200
 
 
 @pytest.mark.parametrize("bound", ["BODY_STALL_S", "BODY_LIMIT_S"])
