@@ -392,9 +392,7 @@ def test_only_so_many_clients_are_remembered() -> None:
         rate.wait_s(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
         assert rate.wait_s("192.0.2.1") == (0.0 if number == 0 else 60.0), "one that goes on asking was forgotten"
     assert rate.clients == MAX_CLIENTS
-    assert [rate.wait_s("198.51.100.1") for _ in range(2)] == [0.0, 60.0], (
-        "a newcomer was not remembered"
-    )
+    assert [rate.wait_s("198.51.100.1") for _ in range(2)] == [0.0, 60.0], "a newcomer was not remembered"
 
 
 def test_too_many_requests_are_429_and_say_when_to_come_back(make_stranger: MakeClient) -> None:

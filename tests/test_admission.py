@@ -127,6 +127,29 @@ def test_one_who_stops_waiting_leaves_the_row_and_makes_room() -> None:
     assert asyncio.run(scene()) == [0, 2]
 
 
+def test_one_who_leaves_while_a_thread_works_for_it_keeps_its_place_until_that_has_ended() -> None:
+    async def scene() -> tuple[list[int], list[int]]:
+        admission, go_on, taken = Admission(1, 5), threading.Event(), list[int]()
+        order: list[int] = []
+
+        async def working() -> None:
+            with admission.place() as place:
+                await place.wait_for_turn()
+                await place.run(lambda: go_on.wait(10))
+
+        left = asyncio.create_task(working())
+        await asyncio.sleep(0.01)
+        left.cancel()
+        after = asyncio.create_task(queued(admission, order, 1))
+        await asyncio.sleep(0.01)
+        taken += [admission._places.taken, len(order)]
+        go_on.set()
+        await asyncio.gather(left, after, return_exceptions=True)
+        return [*taken, admission._places.taken], order
+
+    assert asyncio.run(scene()) == ([2, 0, 0], [1])
+
+
 def test_retry_after_grows_with_the_work_ahead() -> None:
     async def told(running: int, waiting: int) -> int:
         admission = Admission(running, waiting)

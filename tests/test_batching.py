@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
@@ -326,6 +327,14 @@ def test_a_model_that_nobody_holds_ends_its_thread(scripted: Scripted) -> None:
     gc.collect()
     thread.join(LIMIT_S)
     assert not thread.is_alive()
+
+
+def test_a_film_is_not_kept_once_it_was_run(batching: BatchingEngine) -> None:
+    images = film(1.0)
+    kept = weakref.ref(images)
+    batching.run(images)
+    del images
+    wait_until(lambda: kept() is None)
 
 
 # ── Where it is used ─────────────────────────────────────────────────────────────────────────────────────────────────
