@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from streamlit.testing.v1 import AppTest
 
     from tests.fake_server import FakeServer
+
+# Read when torch is imported, which test modules do after this: beside servers and browsers, threads that wait by
+# spinning made whole files ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 FILM_SIDE = 256  # pixels; the network's input is smaller
 

@@ -4,14 +4,17 @@ for many."""
 import asyncio
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from api import middleware
@@ -28,7 +31,7 @@ from modules.reasoners.dummy import DummyReader
 from modules.records import Reading
 from modules.settings import Settings
 from tests.api_requests import Doorman
-from tests.conftest import MakeClient
+from tests.conftest import MakeClient, as_png
 from tests.stages import read
 
 # ── Places ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,29 +128,6 @@ def test_one_who_stops_waiting_leaves_the_row_and_makes_room() -> None:
         return order
 
     assert asyncio.run(scene()) == [0, 2]
-
-
-def test_one_who_leaves_while_a_thread_works_for_it_keeps_its_place_until_that_has_ended() -> None:
-    async def scene() -> tuple[list[int], list[int]]:
-        admission, go_on, taken = Admission(1, 5), threading.Event(), list[int]()
-        order: list[int] = []
-
-        async def working() -> None:
-            with admission.place() as place:
-                await place.wait_for_turn()
-                await place.run(lambda: go_on.wait(10))
-
-        left = asyncio.create_task(working())
-        await asyncio.sleep(0.01)
-        left.cancel()
-        after = asyncio.create_task(queued(admission, order, 1))
-        await asyncio.sleep(0.01)
-        taken += [admission._places.taken, len(order)]
-        go_on.set()
-        await asyncio.gather(left, after, return_exceptions=True)
-        return [*taken, admission._places.taken], order
-
-    assert asyncio.run(scene()) == ([2, 0, 0], [1])
 
 
 def test_retry_after_grows_with_the_work_ahead() -> None:
@@ -308,6 +288,31 @@ def test_readers_that_hang_hold_up_no_answer_of_the_cnn(pipeline: Pipeline, film
     with serving_here(create_app(Settings(_env_file=None), own)) as address:
         asyncio.run(scene(address))
     assert len(streams) == films
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed as Linux does it")
+def test_a_film_that_waits_for_a_reader_takes_no_disk(pipeline: Pipeline) -> None:
+    noise = np.random.default_rng(0).integers(96, 160, (1400, 1400), np.uint8)  # too large to be kept in memory
+    second = SecondReader("local", (Hanging(), DummyReader()), limit_s=30.0)
+    app = create_app(Settings(_env_file=None), Pipeline(pipeline.cnn, InputGate.load(), second))
+
+    def spooled() -> int:
+        found: list[str] = []
+        for entry in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                found.append(str(entry.readlink()))
+        return sum(name.startswith(tempfile.gettempdir()) and name.endswith("(deleted)") for name in found)
+
+    before = spooled()
+    request = shot("/analyze/stream", as_png(noise), "film", heatmaps="none", force="true").request
+    with serving_here(app) as address, socket.create_connection(("127.0.0.1", port(address)), timeout=20) as stream:
+        stream.sendall(request[:-10])
+        until(lambda: spooled() == before + 1)
+        stream.sendall(request[-10:])
+        said = b""
+        while b"event: cnn" not in said:
+            said += stream.recv(1 << 16)
+        assert spooled() == before
 
 
 def port(address: str) -> int:

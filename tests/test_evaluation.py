@@ -255,10 +255,13 @@ def test_a_densenet_of_torchxrayvision_goes_through_the_same_door(
     cache = tmp_path / ".torchxrayvision" / "models_data"
     cache.mkdir(parents=True)
     torch.manual_seed(5)
-    torch.save(models.DenseNet(num_classes=18).eval(), cache / Path(models.model_urls[name]["weights_url"]).name)
-    main(
-        ["--weights", name, "--images", str(films), "--limit", "4", "--out", str(tmp_path / "out"), "--replicates", "5"]
-    )
+    file = cache / Path(models.model_urls[name]["weights_url"]).name
+    torch.save(models.DenseNet(num_classes=18).eval(), file)
+    asked = ["--weights", name, "--images", str(films), "--limit", "4", "--replicates", "5"]
+    asked += ["--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=f"--weights-sha256.*{sha256_of(file)}"):
+        main(asked)
+    main([*asked, "--weights-sha256", sha256_of(file)])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
     assert metrics["weights"] == f"torchxrayvision-{name}"
     assert not metrics["calibrated"]

@@ -78,8 +78,9 @@ def test_the_closed_form_equals_autograd_for_every_pathology(
 
 def test_the_closed_form_equals_pytorch_grad_cam_unscaled(cnn: CnnModel, oracle: nn.Module, film: Radiograph) -> None:
     cam = np.maximum(logit_maps(cnn.predict(film)), 0)
-    image = as_input(cnn, film)
-    with GradCAM(model=oracle, target_layers=[oracle[1]]) as grad_cam:
+    # a backward pass from the classifier to its layer: what lies before that has no part in the map
+    image = oracle[0](as_input(cnn, film)).detach().requires_grad_(True)
+    with GradCAM(model=oracle[1:], target_layers=[oracle[1]]) as grad_cam:
         for k, name in enumerate(NAMES):
             grad_cam(image, [ClassifierOutputTarget(k)])
             activations = grad_cam.activations_and_grads.activations[0].numpy()

@@ -65,9 +65,10 @@ def test_the_roofline_follows_from_what_is_measured(
     assert json.loads(capsys.readouterr().out) == found
     rate = max(found["float32 matrix rate, best GFLOP/s"].values())
     work = found["gigaflop of a film"]["graph that is served"] + found["gigaflop of a film"]["14 maps"]
-    assert found["roofline at the best rate of all rounds, ms"] == pytest.approx(1000 * work / rate, rel=0.02)
+    rounding = 0.02 + 0.06 / rate  # beside other work the rate can be a single digit
+    assert found["roofline at the best rate of all rounds, ms"] == pytest.approx(1000 * work / rate, rel=rounding)
     ratio = found["engine ms"]["median"] / found["roofline of the same round, ms"]["median"]
-    assert found["engine / roofline of the same round"]["median"] == pytest.approx(ratio, rel=0.02)
+    assert found["engine / roofline of the same round"]["median"] == pytest.approx(ratio, rel=0.02, abs=0.001)
     assert {"torch", "numpy", "onnxruntime", "cores", "load before"} <= found["machine"].keys()
 
 

@@ -2,6 +2,7 @@ import csv
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def tiny(**changes: object) -> Recipe:
     """Return a recipe that runs in seconds."""
     values = SHIPPED.model_dump()
     values["preprocessing"] |= {"reduce_to": 32, "input_size": 32}
-    values["optimisation"] |= {"batch": 4}
+    values["optimisation"] |= {"batch": 8}
     values["augmentation"] |= {"reduce_to": 16}
     return Recipe.model_validate({**values, "cycles": cycles(2), "processes": 1, **changes})
 
@@ -295,15 +296,21 @@ class Stopped(Exception):
     """The machine went away."""
 
 
+@pytest.fixture(scope="module")
+def whole(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing stopped."""
+    run = Run(tiny(initial_weights=None, cycles=cycles(1, 1)), tmp_path_factory.mktemp("whole"), "cpu", 1)
+    trainer.train(run, load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16))
+    return run
+
+
 @pytest.mark.parametrize("stop_at", ["between cycles", "within an epoch"])
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
+    whole: Run, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
 ) -> None:
-    recipe = tiny(initial_weights=None, cycles=cycles(1, 1))
     stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
     monkeypatch.setattr(trainer, "STEPS_BETWEEN_CHECKPOINTS", 1)
-    whole, stopped = Run(recipe, tmp_path / "whole", "cpu", 1), Run(recipe, tmp_path / "stopped", "cpu", 1)
-    trainer.train(whole, stores)
+    stopped = replace(whole, folder=tmp_path)
     calls = []
     with monkeypatch.context() as patch:
         place = "_finish_epoch" if stop_at == "between cycles" else "_step"
@@ -325,22 +332,19 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(
         torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_of_another_recipe_is_not_continued(films: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_not_continued(whole: Run, films: Path) -> None:
     stores = load_stores([films], read_labels(films / "labels.csv"), ("train", "val"), 32, 16)
-    trainer.train(Run(tiny(initial_weights=None), tmp_path, "cpu", 1), stores)
+    other = whole.recipe.model_copy(update={"seed": 1})
     with pytest.raises(SystemExit, match="another recipe"):
-        trainer.train(Run(tiny(initial_weights=None, seed=1), tmp_path, "cpu", 1), stores)
+        trainer.train(replace(whole, recipe=other), stores)
 
 
-def test_a_checkpoint_of_other_films_is_not_continued(films: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_films_is_not_continued(whole: Run, films: Path) -> None:
     table = read_labels(films / "labels.csv")
-    recipe = tiny(initial_weights=None, cycles=cycles(1))
-    run = Run(recipe, tmp_path, "cpu", 1)
-    trainer.train(run, load_stores([films], table, ("train", "val"), 32, 16))
     dropped = next(name for name, row in table.items() if row.split == "train")
     changed = {name: row for name, row in table.items() if name != dropped}
     with pytest.raises(SystemExit, match="other films"):
-        trainer.train(run, load_stores([films], changed, ("train", "val"), 32, 16))
+        trainer.train(whole, load_stores([films], changed, ("train", "val"), 32, 16))
 
 
 def test_patience_ends_a_run_that_no_longer_improves(

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         check_sources(args.images)
         folder = EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)
         if not folder.is_dir():
-            raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is none.")
+            raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is no folder.")
         weights = load_weights(str(folder))
         source = folder / weights.card.file
         table = read_labels(args.labels)
