@@ -290,6 +290,18 @@ def test_readers_that_hang_hold_up_no_answer_of_the_cnn(pipeline: Pipeline, film
     assert len(streams) == films
 
 
+def test_analyses_that_wait_for_their_readers_take_no_turn(pipeline: Pipeline, film_png: bytes) -> None:
+    second = SecondReader("local", (Hanging(), DummyReader()), limit_s=30.0)
+    app = create_app(Settings(_env_file=None), Pipeline(pipeline.cnn, InputGate.load(), second))
+    request = shot("/analyze", film_png, "film").request
+    with serving_here(app) as address, ExitStack() as stack:
+        for _ in range(4):  # more than may work at once
+            waiting = stack.enter_context(socket.create_connection(("127.0.0.1", port(address)), timeout=10))
+            waiting.sendall(request)
+        files = {"image": ("film", film_png)}
+        assert httpx.post(f"{address}/render", files=files, timeout=10, trust_env=False).status_code == 200
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="open files are listed as Linux does it")
 def test_a_film_that_waits_for_a_reader_takes_no_disk(pipeline: Pipeline) -> None:
     noise = np.random.default_rng(0).integers(96, 160, (1400, 1400), np.uint8)  # too large to be kept in memory
