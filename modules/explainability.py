@@ -91,7 +91,7 @@ def overlay_png(
     paint = np.rint(colours * opacity[:, np.newaxis]).astype(np.uint8)
     share_of_film = np.rint(255 * (1.0 - opacity)).astype(np.uint8)
     film = cv2.multiply(grey, cv2.LUT(strength, share_of_film), scale=1 / 255)
-    painted = cv2.add(cv2.merge([film] * 3), cv2.LUT(cv2.merge([strength] * 3), paint))
+    painted = cv2.add(cv2.merge([film] * 3), cv2.applyColorMap(strength, paint.reshape(256, 1, 3)))
     return encode_png(np.asarray(painted, np.uint8))
 
 
@@ -141,19 +141,11 @@ def _on_film(cam: FloatArray, prediction: CnnPrediction, film: tuple[int, int], 
     """Interpolate a grid over the film as it is shown (H, W); outside of what the network saw it is zero."""
     place = prediction.grid_to_image
     y_shrink, x_shrink = shown[0] / film[0], shown[1] / film[1]
-    # warpAffine puts the centre of cell c at c, we at c + 0.5; the same half shift holds for the pixels of the film
-    x_scale, y_scale = place.x_scale * x_shrink, place.y_scale * y_shrink
-    matrix = np.array(
-        [
-            [x_scale, 0.0, place.x_offset * x_shrink + 0.5 * x_scale - 0.5],
-            [0.0, y_scale, place.y_offset * y_shrink + 0.5 * y_scale - 0.5],
-        ]
-    )
-    edged = cv2.warpAffine(cam, matrix, (shown[1], shown[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    grown = np.asarray(edged, np.float32)
-    rows = np.arange(shown[0], dtype=np.float32) + 0.5
-    columns = np.arange(shown[1], dtype=np.float32) + 0.5
-    top, left = place.y_offset * y_shrink, place.x_offset * x_shrink
-    grown[(rows < top) | (rows > top + y_scale * cam.shape[0])] = 0.0
-    grown[:, (columns < left) | (columns > left + x_scale * cam.shape[1])] = 0.0
+    top, bottom = (round(y_shrink * (place.y_offset + place.y_scale * row)) for row in (0, cam.shape[0]))
+    left, right = (round(x_shrink * (place.x_offset + place.x_scale * column)) for column in (0, cam.shape[1]))
+    size = max(1, right - left), max(1, bottom - top)  # of a thin strip, less than a pixel may be left
+    whole = cv2.resize(cam, size, interpolation=cv2.INTER_LINEAR)
+    rows, columns = slice(max(0, top), min(bottom, shown[0])), slice(max(0, left), min(right, shown[1]))
+    grown = np.zeros(shown[:2], np.float32)
+    grown[rows, columns] = whole[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     return grown

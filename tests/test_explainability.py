@@ -191,6 +191,12 @@ def test_the_overlay_leaves_what_the_network_did_not_see_alone() -> None:
     assert colours[175, 180] > 0
 
 
+def test_a_strip_of_which_less_than_a_pixel_was_seen_is_drawn() -> None:
+    place = GridToImage(x_scale=1 / 7, x_offset=2500, y_scale=1 / 7, y_offset=0)  # a centre crop of a forced image
+    prediction = replace(prediction_with_a_hot_cell(3, 3), grid_to_image=place)
+    assert painted(prediction, explainability.calibrated_maps(prediction)[0], 1, 5000).shape[:2] == (1, 1024)
+
+
 def test_the_scale_is_absolute_so_weak_evidence_stays_pale() -> None:
     prediction = prediction_with_a_hot_cell(3, 3)
     strong = explainability.calibrated_maps(prediction)[0]
