@@ -1,6 +1,7 @@
 """Ray on this machine, for measurements and tests: a cluster of one node, and replicas of the API in it."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -44,9 +45,12 @@ def cluster(cores: int, **settings: str) -> Iterator[dict[str, str]]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
         command += [f"--{flag}={number}" for flag, number in zip(flags, others, strict=True)]
         command += [f"--num-cpus={cores}", "--include-dashboard=false", f"--object-store-memory={STORE_BYTES}"]
-        surroundings = (
-            clean() | settings | {"RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": f"{START_LIMIT_S:.0f}"}
-        )
+        ours = {
+            "RAY_TMPDIR": folder,
+            "RAY_raylet_start_wait_time_s": f"{START_LIMIT_S:.0f}",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),  # `ray start` makes none
+        }
+        surroundings = clean() | settings | ours
         said = Path(folder) / "start.log"
         with said.open("wb") as log:
             process = _start(command, surroundings, log)
