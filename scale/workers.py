@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from modules.errors import ConfigurationError
 from scale import INSTALL
 from scale.environment import environment
 
+ROOM_S = 30.0  # chosen: the cores of a run that was killed are free again after seconds
 STORE_BYTES = 128 << 20  # chosen: films do not go through Ray's store, their rows are small
 
 
@@ -36,6 +38,7 @@ class RayPool(Pool):
     def read(self, films: Iterable[Film], deaths: Mapping[str, int]) -> Iterator[Loaded | Row | Died]:
         """Yield what `Pool.read` yields, while Ray runs; raises PoolError."""
         with _connected(self._size * self._threads):
+            _wait_for_room(self._threads)
             yield from super().read(films, deaths)
 
     def _start_worker(self) -> None:
@@ -130,6 +133,22 @@ class _Reader:
 def _of_ray(worker: Worker) -> _RayWorker:
     assert isinstance(worker.connection, _RayWorker)
     return worker.connection
+
+
+def _wait_for_room(cores: int) -> None:
+    """Wait a while for the cores of a worker; raises PoolError, for Ray would wait for ever and without a word."""
+    import ray
+
+    deadline = time.monotonic() + ROOM_S
+    while (free := ray.available_resources().get("CPU", 0.0)) < cores:
+        if time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            continue
+        every = ray.cluster_resources().get("CPU", 0.0)
+        raise PoolError(
+            f"Each worker wants {cores} cores, and {free:g} of the cluster's {every:g} are free. Stop what has them or "
+            "ask for more --workers, which want fewer cores each. The same command goes on."
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from api.admission import Admission
+from batch.pool import PoolError
 from benchmarks.servers import serving_here
 from main import create_app
 from modules.multimodal_reasoning import SecondReader
@@ -29,6 +31,7 @@ from modules.pipeline import Pipeline
 from modules.quality import InputGate
 from modules.reasoners.dummy import DummyReader
 from modules.settings import MEBIBYTE, PROJECT_ROOT, Settings
+from scale import workers
 from scale.doorway import LOST, Doorway, middlewares
 from scale.environment import environment
 from scale.serve import Arguments, WithState, build, options
@@ -317,6 +320,23 @@ def test_a_cancelled_request_stops_its_reader(pipeline: Pipeline, film_png: byte
 
 
 # ── Without Ray ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("free", [[2.0], [0.0, 1.0, 2.0]])
+def test_a_run_waits_for_the_cores_of_one_that_was_killed(monkeypatch: pytest.MonkeyPatch, free: list[float]) -> None:
+    left = iter(free)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(available_resources=lambda: {"CPU": next(left)}))
+    monkeypatch.setattr(workers, "POLL_S", 0.0)
+    workers._wait_for_room(2)
+    assert next(left, None) is None
+
+
+def test_a_cluster_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = SimpleNamespace(available_resources=dict, cluster_resources=lambda: {"CPU": 4.0})
+    monkeypatch.setitem(sys.modules, "ray", full)
+    monkeypatch.setattr(workers, "ROOM_S", 0.0)
+    with pytest.raises(PoolError, match=r"wants 2 cores, and 0 of the cluster's 4 are free\. Stop .* --workers"):
+        workers._wait_for_room(2)
 
 
 def test_importing_any_part_needs_no_ray() -> None:

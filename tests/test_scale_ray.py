@@ -35,7 +35,7 @@ def surroundings() -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 8000)) == 0:
             pytest.skip("port 8000 is in use, where `serve run` listens")
-    with cluster(2) as found:
+    with cluster(4) as found:  # replicas and a worker of the batch, beside each other
         yield found
 
 
