@@ -88,8 +88,8 @@ def download(settings: Settings) -> int:
     except Exception as exc:  # the hub's client lets its transport's errors through, of whichever package it uses
         _say(f"The download failed ({type(exc).__name__}). Check the network and run this again: it goes on.")
         return 1
-    _check_hashes(Path(folder), info)
-    _say("Every large file has the SHA-256 that the hub says it has.")
+    checked = _check_hashes(Path(folder), info)
+    _say(f"{checked} large files have the SHA-256 that the hub says they have.")
     _say(f"Done: {folder}")
     _say("Try it with: make check-medgemma")
     return 0
@@ -101,14 +101,20 @@ def _wanted(info: "ModelInfo") -> list["RepoSibling"]:
     return [file for file in info.siblings or [] if file.rfilename.endswith(endings)]
 
 
-def _check_hashes(folder: Path, info: "ModelInfo") -> None:
-    """Raise WeightsError for files whose hash is not the hub's; of small ones, which Git holds itself, it says none."""
-    wrong = [f.rfilename for f in _wanted(info) if f.lfs and sha256_of(folder / f.rfilename) != f.lfs.sha256]
+def _check_hashes(folder: Path, info: "ModelInfo") -> int:
+    """Hold files against the hub's hashes, and return of how many it has one: small ones Git holds itself.
+
+    Raises WeightsError for weights that have another hash, or none.
+    """
+    hashes = {f.rfilename: f.lfs.sha256 if f.lfs else None for f in _wanted(info)}
+    hashes = {name: value for name, value in hashes.items() if value or name.endswith(".safetensors")}
+    wrong = [(folder / name).resolve() for name, value in hashes.items() if sha256_of(folder / name) != value]
     if wrong:
         raise WeightsError(
-            f"By their SHA-256 these files are not the hub's: {', '.join(wrong)}. Delete them and what they link to "
-            f"in {folder}, then run this again."
+            "By their SHA-256 these files are not what the hub lists. Delete them, then run this again: "
+            + " ".join(map(str, wrong))
         )
+    return len(hashes)
 
 
 # ── Check ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -29,7 +29,8 @@ CHROMIUM_FLAGS = (
 )
 SCREEN = (1440, 900)
 MEDIA = "/media/"  # below which Streamlit offers files
-ASKED_FOR_FILE = "Client Error: Download Button source error"
+FILES = (".json", ".pdf", ".csv")
+ASKED_FOR_FILE = "Client Error: Download Button source error - 404"
 ROUNDS = 10
 LOOK_MS = 1500.0  # a glance at the film before Analyze is pressed
 FILM_IMAGE = 'img[alt^="The radiograph"]'
@@ -83,8 +84,10 @@ class Room:
 
     def _heard(self, said: ConsoleMessage) -> None:
         # A run that offers a file anew takes the old one away; the browser, which asks at once whether a file is there,
-        # may ask between the two. The button then has the new one.
-        taken_away = "404" in said.text and (MEDIA in said.location["url"] or said.text.startswith(ASKED_FOR_FILE))
+        # may ask between the two. The button then has the new one. Pictures are no such files.
+        asked = urlsplit(said.location["url"]).path
+        of_file = asked.startswith(MEDIA) and asked.endswith(FILES)
+        taken_away = (of_file and "status of 404" in said.text) or said.text == ASKED_FOR_FILE
         if said.type == "error" and not taken_away:
             self.errors.append(said.text)
 

@@ -111,6 +111,8 @@ def _found(tally: Tally, memory: Sequence[tuple[int, float]], health: Sequence[f
     every = [outcome for outcomes in tally.outcomes.values() for outcome in outcomes]
     wrong = Counter(f"{o.name}: {o.status or 'no answer'}" for o in every if not o.answered or not o.clean)
     settled = [(sent, mib) for sent, mib in _floor(memory) if sent > SETTLED * tally.sent]
+    if len(settled) < 2:
+        raise SystemExit("python -m benchmarks.soak: too short to say anything of the memory; give more --minutes.")
     slope = statistics.linear_regression([s / 1000 for s, _ in settled], [m for _, m in settled]).slope
     rows = [
         {

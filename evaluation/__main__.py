@@ -56,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         default="embedded",
         help="embedded, a TorchXRayVision DenseNet by name, or a folder (default: embedded)",
     )
-    add("--weights-sha256", metavar="HASH", help="what CXR_WEIGHTS_SHA256 takes; TorchXRayVision's weights need it")
+    add(
+        "--weights-sha256",
+        type=str.lower,
+        metavar="HASH",
+        help="as CXR_WEIGHTS_SHA256; TorchXRayVision's need it",
+    )
     add("--labels", type=Path, help="labels.csv or Data_Entry_2017.csv (default: the one beside the images)")
     add("--cohort", help="what these films are, in words for curves.json (default: their split)")
     add("--split", help="only films of this split, such as val or test (default: all)")

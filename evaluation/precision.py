@@ -245,7 +245,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--split", default="val", help="films of this split (default: val)")
     add("--dtype", choices=("bf16", "fp16"), default="bf16", help="(default: bf16)")
     add("--weights", default="embedded", help="what CXR_WEIGHTS takes (default: embedded)")
-    add("--weights-sha256", metavar="HASH", help="what CXR_WEIGHTS_SHA256 takes; TorchXRayVision's weights need it")
+    add(
+        "--weights-sha256",
+        type=str.lower,
+        metavar="HASH",
+        help="as CXR_WEIGHTS_SHA256; TorchXRayVision's need it",
+    )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: auto)")
     add("--limit", type=_at_least_one, help="at most so many films, spread over all of them: for a trial")
     add("--replicates", type=_at_least_one, default=500, help="of the bootstrap (default: 500)")

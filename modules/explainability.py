@@ -145,7 +145,8 @@ def _on_film(cam: FloatArray, prediction: CnnPrediction, film: tuple[int, int], 
     left, right = (round(x_shrink * (place.x_offset + place.x_scale * column)) for column in (0, cam.shape[1]))
     size = max(1, right - left), max(1, bottom - top)  # of a thin strip, less than a pixel may be left
     whole = cv2.resize(cam, size, interpolation=cv2.INTER_LINEAR)
-    rows, columns = slice(max(0, top), min(bottom, shown[0])), slice(max(0, left), min(right, shown[1]))
+    rows = slice(max(0, top), max(0, min(bottom, shown[0])))
+    columns = slice(max(0, left), max(0, min(right, shown[1])))
     grown = np.zeros(shown[:2], np.float32)
     grown[rows, columns] = whole[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     return grown

@@ -287,8 +287,8 @@ def _load_torchxrayvision(name: str, expected_sha256: str | None) -> Weights:
     found = sha256_of(path)
     if expected_sha256 is None:
         raise WeightsError(
-            f"The weights {name} are a pickle: loading them runs whatever is in {path}. If you trust its source, "
-            f"set CXR_WEIGHTS_SHA256 (--weights-sha256 of python -m evaluation) to its SHA-256, {found}."
+            f"The weights {name} are a pickle: loading them runs whatever is in {path}. If you trust its "
+            f"source, set CXR_WEIGHTS_SHA256 (--weights-sha256 of python -m evaluation) to its SHA-256, {found}."
         )
     if found != expected_sha256:
         raise WeightsError(_hash_mismatch("CXR_WEIGHTS_SHA256", expected_sha256, found))

@@ -136,7 +136,10 @@ def _of_ray(worker: Worker) -> _RayWorker:
 
 
 def _wait_for_room(cores: int) -> None:
-    """Wait a while for the cores of a worker; raises PoolError, for Ray would wait for ever and without a word."""
+    """Wait a while for the cores of a worker; raises PoolError, for Ray would wait for ever and without a word.
+
+    Cores are counted over all machines, while a worker needs its own on one of them.
+    """
     import ray
 
     deadline = time.monotonic() + ROOM_S
@@ -145,9 +148,10 @@ def _wait_for_room(cores: int) -> None:
             time.sleep(POLL_S)
             continue
         every = ray.cluster_resources().get("CPU", 0.0)
+        fewer = " or ask for more --workers, which want fewer cores each" if cores > 1 else ""
         raise PoolError(
-            f"Each worker wants {cores} cores, and {free:g} of the cluster's {every:g} are free. Stop what has them or "
-            "ask for more --workers, which want fewer cores each. The same command goes on."
+            f"A worker has {cores} cores, and {free:g} of the cluster's {every:g} are free. Stop what has them{fewer}; "
+            "the same command goes on."
         )
 
 

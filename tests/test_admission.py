@@ -2,6 +2,7 @@
 for many."""
 
 import asyncio
+import gc
 import socket
 import sys
 import tempfile
@@ -256,8 +257,10 @@ class Hanging(Reader):
     mode = "local"
     model = "hangs"
     looks_at_film = True
+    reading = 0  # films that any of them was given
 
     def read(self, task: ReaderTask) -> Reading:
+        Hanging.reading += 1
         stopped = threading.Event()
         task.control.when_stopped(stopped.set)
         stopped.wait(30)
@@ -293,11 +296,12 @@ def test_readers_that_hang_hold_up_no_answer_of_the_cnn(pipeline: Pipeline, film
 def test_analyses_that_wait_for_their_readers_take_no_turn(pipeline: Pipeline, film_png: bytes) -> None:
     second = SecondReader("local", (Hanging(), DummyReader()), limit_s=30.0)
     app = create_app(Settings(_env_file=None), Pipeline(pipeline.cnn, InputGate.load(), second))
-    request = shot("/analyze", film_png, "film").request
+    request, before = shot("/analyze", film_png, "film").request, Hanging.reading
     with serving_here(app) as address, ExitStack() as stack:
         for _ in range(4):  # more than may work at once
             waiting = stack.enter_context(socket.create_connection(("127.0.0.1", port(address)), timeout=10))
             waiting.sendall(request)
+        until(lambda: Hanging.reading >= before + 4)
         files = {"image": ("film", film_png)}
         assert httpx.post(f"{address}/render", files=files, timeout=10, trust_env=False).status_code == 200
 
@@ -315,6 +319,7 @@ def test_a_film_that_waits_for_a_reader_takes_no_disk(pipeline: Pipeline) -> Non
                 found.append(str(entry.readlink()))
         return sum(name.startswith(tempfile.gettempdir()) and name.endswith("(deleted)") for name in found)
 
+    gc.collect()  # files of other tests
     before = spooled()
     request = shot("/analyze/stream", as_png(noise), "film", heatmaps="none", force="true").request
     with serving_here(app) as address, socket.create_connection(("127.0.0.1", port(address)), timeout=20) as stream:
@@ -323,8 +328,9 @@ def test_a_film_that_waits_for_a_reader_takes_no_disk(pipeline: Pipeline) -> Non
         stream.sendall(request[-10:])
         said = b""
         while b"event: cnn" not in said:
-            said += stream.recv(1 << 16)
-        assert spooled() == before
+            said += (more := stream.recv(1 << 16))
+            assert more, said
+        until(lambda: spooled() == before)
 
 
 def port(address: str) -> int:

@@ -191,10 +191,13 @@ def test_the_overlay_leaves_what_the_network_did_not_see_alone() -> None:
     assert colours[175, 180] > 0
 
 
-def test_a_strip_of_which_less_than_a_pixel_was_seen_is_drawn() -> None:
-    place = GridToImage(x_scale=1 / 7, x_offset=2500, y_scale=1 / 7, y_offset=0)  # a centre crop of a forced image
+@pytest.mark.parametrize("x_offset", [2500, -50, 9000])  # a centre crop of a forced image; places that are not on it
+def test_a_film_of_which_less_than_a_pixel_was_seen_stays_as_it_is(x_offset: float) -> None:
+    place = GridToImage(x_scale=1 / 7, x_offset=x_offset, y_scale=1 / 7, y_offset=0)
     prediction = replace(prediction_with_a_hot_cell(3, 3), grid_to_image=place)
-    assert painted(prediction, explainability.calibrated_maps(prediction)[0], 1, 5000).shape[:2] == (1, 1024)
+    colours = painted(prediction, explainability.calibrated_maps(prediction)[0], 1, 5000)
+    assert colours.shape[:2] == (1, 1024)
+    assert colours.max() == 0
 
 
 def test_the_scale_is_absolute_so_weak_evidence_stays_pale() -> None:

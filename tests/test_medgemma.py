@@ -80,7 +80,7 @@ def test_weights_that_are_not_the_hubs_are_found_after_the_download(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100 * GIB))
     Hub(monkeypatch, tmp_path, weights=b"others")
-    with pytest.raises(WeightsError, match=r"not the hub's: model-1\.safetensors\. Delete"):
+    with pytest.raises(WeightsError, match=r"Delete them, then run this again: .*model-1\.safetensors"):
         medgemma.download(settings())
     assert "Done" not in capsys.readouterr().out
 

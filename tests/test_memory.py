@@ -33,7 +33,7 @@ libc.fflush(None)
 
 def heaps(way: str, **environment: str) -> int:
     """Return how many heaps a process has after threads have worked in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, way], cwd=PROJECT_ROOT, env=kept | environment, capture_output=True, check=True
     )
@@ -47,3 +47,4 @@ def test_threads_share_two_heaps_unless_the_environment_says_otherwise() -> None
     assert heaps("as it is") > 2, "nothing to bound"
     assert heaps("bounded") == 2
     assert heaps("bounded", MALLOC_ARENA_MAX="4") == 4
+    assert heaps("bounded", GLIBC_TUNABLES="glibc.malloc.arena_max=4") == 4

@@ -335,7 +335,7 @@ def test_a_cluster_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     full = SimpleNamespace(available_resources=dict, cluster_resources=lambda: {"CPU": 4.0})
     monkeypatch.setitem(sys.modules, "ray", full)
     monkeypatch.setattr(workers, "ROOM_S", 0.0)
-    with pytest.raises(PoolError, match=r"wants 2 cores, and 0 of the cluster's 4 are free\. Stop .* --workers"):
+    with pytest.raises(PoolError, match=r"has 2 cores, and 0 of the cluster's 4 are free\. Stop .* --workers"):
         workers._wait_for_room(2)
 
 

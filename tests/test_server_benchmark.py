@@ -218,8 +218,8 @@ def test_a_soak_notices_a_wrong_answer_and_none(outcome: Outcome, broken: str) -
     found = soak._found(tally, [(0, 100.0), (1, 100.0), (2, 100.0)], [0.001], 1.0)
     assert not found["kept"][broken]
     assert soak._found(tally, [(0, 100.0), (1, 100.0), (2, 101.0)], [0.001], 1.0)["kept"]["memory is flat"] is False
-    busy = [(at, 300.0 + 90 * (at % 7) - at / 100) for at in range(1800)]  # films on their way, ever fewer at the end
+    busy = [(at, 300.0 + (at % 7) * (20 + at / 20)) for at in range(1800)]  # ever larger films on their way
     assert soak._found(tally, busy, [0.001], 1.0)["kept"]["memory is flat"] is True
-    leak = [(at, mib + 0.013 * at) for at, mib in busy]
+    leak = [(at, mib + 0.002 * at) for at, mib in busy]
     assert soak._found(tally, leak, [0.001], 1.0)["kept"]["memory is flat"] is False
     assert soak._found(tally, [(1, 9.0), (2, 9.0)], [float("inf")], 1.0)["kept"]["/health always answered"] is False

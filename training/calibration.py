@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = EMBEDDED_WEIGHTS if args.weights == "embedded" else Path(args.weights)
         if not folder.is_dir():
             raise SystemExit(f"Only weights in a folder can be calibrated; {args.weights} is no folder.")
-        weights = load_weights(str(folder))
+        weights = load_weights(str(folder.resolve()))
         source = folder / weights.card.file
         table = read_labels(args.labels)
         check_unseen(weights.card.sha256, args.labels, args.split)
