@@ -128,7 +128,9 @@ async def _interrupted(one: Shot, process: "subprocess.Popen[bytes]") -> list[Ou
     asked = [asyncio.create_task(fire(Client(URL), one, now, patient=False)) for _ in range(IN_FLIGHT)]
     await asyncio.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    return list(await asyncio.gather(*asked))
+    outcomes = list(await asyncio.gather(*asked))
+    await asyncio.to_thread(process.wait, clusters.END_LIMIT_S)  # a second signal would break off its end
+    return outcomes
 
 
 def _counts(outcomes: Sequence[Outcome]) -> Result:
